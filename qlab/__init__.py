@@ -1,0 +1,56 @@
+"""qlab: number formats and quantization, exact, fast and readable.
+
+    quantizer = FORMAT (which values a code can stand for)
+              x BLOCKS (which elements share a scale)
+              x SCALE  (how the scale is chosen and stored)
+
+`import qlab` loads NumPy only; everything else arrives when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qlab import data, show
+    from qlab._pieces import get_num_threads, set_num_threads
+    from qlab.number.codec import cast, decode, encode
+    from qlab.number.explain import Explanation, explain
+    from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat, get_format
+    from qlab.show.language import get_language, set_language
+    from qlab.tensor.quantize import fake_quantize
+    from qlab.tensor.scheme import SCHEMES, Scheme, get_scheme
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "qlab": ("data", "show"),
+    "qlab._pieces": ("get_num_threads", "set_num_threads"),
+    "qlab.number.codec": ("cast", "decode", "encode"),
+    "qlab.number.explain": ("Explanation", "explain"),
+    "qlab.number.formats": ("FORMATS", "FloatFormat", "IntFormat", "TableFormat", "get_format"),
+    "qlab.show.language": ("get_language", "set_language"),
+    "qlab.tensor.quantize": ("fake_quantize",),
+    "qlab.tensor.scheme": ("SCHEMES", "Scheme", "get_scheme"),
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "Scheme", "TableFormat", "cast", "data", "decode",
+    "encode", "explain", "fake_quantize", "get_format", "get_language", "get_num_threads", "get_scheme", "set_language",
+    "set_num_threads", "show",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qlab' has no attribute {name!r}")
+    module = _HOME[name]
+    value = importlib.import_module(f"qlab.{name}") if module == "qlab" else getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,125 @@
+"""Walk a large array in pieces that stay in the cache, in threads, with scratch memory that is reused.
+
+A whole-array NumPy expression sends every intermediate result through main memory. The same operations on pieces of
+some 2**16 elements stay in the second-level cache and run about ten times faster. NumPy releases the interpreter's
+lock inside its loops, so that pieces also run in parallel threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+__all__ = ["PIECE", "Array", "Scratch", "get_num_threads", "set_num_threads", "walk"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PIECE = 1 << 16
+"""Elements in a piece: three or four arrays of that many float32 fit in 1 MiB of cache."""
+
+_local = threading.local()
+_pools: dict[int, ThreadPoolExecutor] = {}
+_num_threads: int | None = None
+
+
+def _default_threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """Return how many threads large arrays are walked in (`OMP_NUM_THREADS`, else the cores this process may use)."""
+    return _num_threads or _default_threads()
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set how many threads large arrays are walked in; `None` returns to the default.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not a positive integer or None.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> qlab.set_num_threads(1)
+    >>> qlab.get_num_threads()
+    1
+    >>> qlab.set_num_threads(None)
+    """
+    global _num_threads
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
+        raise ValueError(f"num_threads={n!r} is not allowed; give a positive integer, or None for the default")
+    _num_threads = None if n is None else int(n)
+
+
+class Scratch:
+    """Named arrays that a thread keeps from piece to piece, so that no piece allocates."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], Array] = {}
+
+    def __call__(self, name: str, dtype: Any, n: int) -> Array:
+        """Return the array called `name`, of shape (n,) and undefined content."""
+        dtype = np.dtype(dtype)
+        key = (name, dtype.str)
+        held = self._held.get(key)
+        if held is None or held.size < n:
+            held = self._held[key] = np.empty(max(n, 1), dtype)
+        return held[:n]
+
+
+def _scratch() -> Scratch:
+    if not hasattr(_local, "scratch"):
+        _local.scratch = Scratch()
+    scratch: Scratch = _local.scratch
+    return scratch
+
+
+def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int = PIECE) -> None:
+    """Call `work(slice, scratch)` for consecutive slices that cover `range(n)`, in threads if there are many.
+
+    `work` must touch only its own slice of any output. The first exception that a piece raises is raised here.
+    """
+    starts = range(0, n, piece)
+    threads = min(get_num_threads(), len(starts) // 2)
+    if threads <= 1:
+        scratch = _scratch()
+        for start in starts:
+            work(slice(start, min(start + piece, n)), scratch)
+        return
+
+    def run(worker: int) -> None:
+        scratch = _scratch()
+        for start in starts[worker::threads]:
+            work(slice(start, min(start + piece, n)), scratch)
+
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="qlab")
+    others = [_pools[threads].submit(run, worker) for worker in range(1, threads)]
+    try:
+        run(0)
+    finally:
+        errors = [future.exception() for future in others]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _forget_pools() -> None:
+    _pools.clear()  # a forked child has none of its parent's threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)

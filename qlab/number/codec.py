@@ -1,0 +1,489 @@
+"""encode, decode, cast: values to codes and back, each value rounded once.
+
+The verbs check their arguments, choose the float to work in, and walk the array in pieces that stay in the cache
+(`qlab._pieces`); what happens to a piece is in `qlab.number.lanes`. float16, bfloat16, float32 and integers of up to 16
+bits are worked on as float32 where that holds every value of the format, all else as float64: both hold them exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from qlab._check import one_of
+from qlab._pieces import Array, Scratch, walk
+from qlab.number.bits import FLOAT32, FLOAT64, Layout
+from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
+from qlab.number.lanes import FloatLane, IntLane, TableLane
+from qlab.number.rounding import ROUNDINGS
+
+__all__ = ["OVERFLOWS", "cast", "code_dtype", "decode", "encode", "value_dtype"]
+
+OVERFLOWS = ("ieee", "saturate")
+NAN_RULES = ("raise", "zero")
+
+Lane = FloatLane | IntLane | TableLane
+
+
+def code_dtype(fmt: str | Format) -> np.dtype[Any]:
+    """Return the dtype of a format's codes: uint8 up to 8 bits, int32 up to 32, int64 above."""
+    bits = get_format(fmt).bits
+    return np.dtype(np.uint8 if bits <= 8 else np.int32 if bits <= 32 else np.int64)
+
+
+def value_dtype(fmt: str | Format) -> np.dtype[Any]:
+    """Return float32, or float64 where float32 cannot hold every value of the format."""
+    return np.dtype(np.float32 if holds(np.dtype(np.float32), get_format(fmt)) else np.float64)
+
+
+@lru_cache(maxsize=512)
+def holds(dtype: np.dtype[Any], fmt: Format) -> bool:
+    """Whether a NumPy float dtype holds every value of the format."""
+    info = np.finfo(dtype)
+    if isinstance(fmt, FloatFormat):
+        fine = fmt.mantissa_bits <= info.nmant and fmt.emin - fmt.mantissa_bits >= info.minexp - info.nmant
+        return bool(fine and fmt.max <= float(info.max))
+    values = np.array([fmt.min, fmt.max - 1, fmt.max]) if isinstance(fmt, IntFormat) else fmt.values()
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(values.astype(dtype).astype(np.float64), values, equal_nan=True))
+
+
+def encode(
+    x: Any,
+    fmt: str | Format,
+    *,
+    rounding: str = "nearest_even",
+    overflow: str = "ieee",
+    nan: str = "raise",
+    noise: Any = None,
+    out: Array | None = None,
+) -> Any:
+    """Round values to a format and return their codes (bit patterns).
+
+    Parameters
+    ----------
+    x : array_like of any shape
+        float16, bfloat16, float32, float64 or integers.
+    fmt : str or Format
+        The target, or its name.
+    rounding : str
+        ``nearest_even``, ``nearest_away`` (ties away from zero), ``toward_zero``, ``up``, ``down``, ``to_odd`` (the
+        neighbour with an odd code unless exact) or ``stochastic``.
+    overflow : {"ieee", "saturate"}
+        ``ieee``: infinity where IEEE 754 section 7.4 calls for it; NaN if the format has no infinity; the largest value
+        if it has neither. ``saturate``: the largest value, for infinities too.
+    nan : {"raise", "zero"}
+        What to do with a NaN where the format has none.
+    noise : array of uint8, uint16 or uint32, shape of x
+        For stochastic rounding: uniform random bits, as many as the dtype has. A value at the fraction p of the way to
+        its upper neighbour (in magnitude) goes there with probability p.
+    out : array, optional
+        Where to write the codes: shape of `x`, dtype of the result.
+
+    Returns
+    -------
+    codes : array of the shape of x
+        uint8 for formats of up to 8 bits, int32 up to 32, int64 above. NaN gives the format's one quiet NaN.
+
+    Raises
+    ------
+    ValueError
+        NaN for a format without NaN (it says how many, and where the first is); unknown names; a wrong `out`.
+    TypeError
+        If `x` is not made of real numbers.
+
+    Notes
+    -----
+    Exact: bit for bit the same everywhere, each value rounded once. IEEE 754-2019, sections 4.3 and 7.4. Book: chapter 04.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> qlab.encode([1.0, 448.0, 500.0, -0.0], "float8_e4m3fn")
+    array([ 56, 126, 127, 128], dtype=uint8)
+    """
+    return _convert(x, get_format(fmt), rounding, overflow, nan, noise, out, to_codes=True)
+
+
+def cast(
+    x: Any,
+    fmt: str | Format,
+    *,
+    rounding: str = "nearest_even",
+    overflow: str = "ieee",
+    nan: str = "raise",
+    noise: Any = None,
+    out: Array | None = None,
+) -> Any:
+    """Round values to a format and return them as values: ``decode(encode(x))`` in one pass.
+
+    Parameters
+    ----------
+    x, fmt, rounding, overflow, nan, noise, out
+        As in `encode`; `out` may be `x` itself.
+
+    Returns
+    -------
+    values : array of the shape of x
+        In the dtype of `x` if that holds every value of the format; else float32, else float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `encode`.
+
+    Notes
+    -----
+    Exact: bit for bit the same everywhere, each value rounded once. Minus zero is kept where the format has it.
+    Book: chapters 03 and 04.
+
+    Examples
+    --------
+    >>> import numpy as np, qlab
+    >>> qlab.cast(np.float32([3.14159265, 70000, -1e-9]), "float16")
+    array([ 3.140625,       inf, -0.      ], dtype=float32)
+    >>> qlab.cast(464, "fp8_e4m3"), qlab.cast(500, "fp8_e4m3", overflow="saturate")
+    (np.float32(448.0), np.float32(448.0))
+    """
+    return _convert(x, get_format(fmt), rounding, overflow, nan, noise, out, to_codes=False)
+
+
+def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Array | None = None) -> Any:
+    """Return the values that codes stand for.
+
+    Parameters
+    ----------
+    codes : integer array_like of any shape
+        Bit patterns; bits above the format's width are ignored.
+    fmt : str or Format
+        The format they belong to, or its name.
+    dtype : dtype, optional
+        float16, float32 or float64; float32 unless given, or float64 where float32 cannot hold the format.
+    out : array, optional
+        Where to write the values: shape of `codes`, dtype of the result.
+
+    Returns
+    -------
+    values : array of the shape of codes
+
+    Raises
+    ------
+    ValueError
+        If `dtype` cannot hold every value of the format, or a code is beyond the end of a table.
+    TypeError
+        If `codes` are not integers.
+
+    Notes
+    -----
+    Exact. Book: chapter 02.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> qlab.decode([0x38, 0x7e, 0x7f], "float8_e4m3fn")
+    array([  1., 448.,  nan], dtype=float32)
+    """
+    fmt, array = get_format(fmt), np.asarray(codes)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"codes are integers (bit patterns), not {array.dtype}; to round values use encode or cast")
+    kind = value_dtype(fmt) if dtype is None else np.dtype(dtype)
+    if kind.kind != "f" or not holds(kind, fmt):
+        raise ValueError(f"dtype={kind} cannot hold every value of {fmt.name}; use {value_dtype(fmt)}")
+    if isinstance(fmt, TableFormat) and array.size:
+        top = int((array & ((1 << fmt.bits) - 1)).max())
+        if top >= len(fmt.table):
+            raise ValueError(f"code {top} is beyond the table of {fmt.name}, whose codes are 0 to {len(fmt.table) - 1}")
+    result = _output(out, array, kind)
+    source, target = _flat(array), _flat_output(result)
+    work = _decoder(fmt, source.dtype, kind)
+    walk(array.size, lambda piece, scratch: work(source[piece], target[piece], scratch))
+    return result[()] if out is None else result
+
+
+# --- what the verbs share --------------------------------------------------------------------------------------------
+def _convert(
+    x: Any, fmt: Format, rounding: str, overflow: str, nan: str, noise: Any, out: Array | None, *, to_codes: bool
+) -> Any:
+    one_of("rounding", rounding, ROUNDINGS)
+    one_of("overflow", overflow, OVERFLOWS)
+    one_of("nan", nan, NAN_RULES)
+    array = _numbers(x)
+    noise = _checked_noise(noise, rounding, array.shape)
+    kind = code_dtype(fmt) if to_codes else _cast_dtype(array.dtype, fmt)
+    has_nan = getattr(fmt, "nan_code", None) is not None
+    if not has_nan and nan == "raise":
+        _refuse_nan(array, fmt)
+    layout = _layout(array.dtype, fmt)
+    lane = _lane(fmt, layout, rounding, overflow)
+    result = _output(out, array, kind)
+    if result is not array and np.may_share_memory(result, array) and not _same_memory(result, array):
+        array = array.copy()
+    source, target, flat_noise = _flat(array), _flat_output(result), None if noise is None else _flat(noise)
+    load = _loader(array.dtype, layout, fmt)
+    decoder = None if to_codes else _decoder(fmt, np.dtype(layout.int), kind)
+
+    def work(piece: slice, scratch: Scratch) -> None:
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # of this thread
+            one_piece(piece, scratch)
+
+    def one_piece(piece: slice, scratch: Scratch) -> None:
+        values = load(source[piece], scratch)
+        if not has_nan and nan == "zero":
+            values = _zero_nan(values, scratch)
+        bits = None if flat_noise is None else flat_noise[piece]
+        into = target[piece]
+        if to_codes:
+            np.copyto(into, lane.encode(values, scratch, bits), casting="unsafe")
+            return
+        assert decoder is not None
+        rounded = into if into.dtype == layout.float else scratch("values", layout.float, values.size)
+        if isinstance(lane, FloatLane):
+            if not lane.cast(values, rounded, scratch):
+                decoder(lane.encode(values, scratch, bits), into, scratch)
+                return
+        else:
+            lane.cast(values, rounded, scratch, bits)
+        if rounded is not into:
+            np.copyto(into, rounded, casting="same_kind")
+
+    walk(array.size, work)
+    return result[()] if out is None else result
+
+
+def _numbers(x: Any) -> Array:
+    """Return `x` as an array of real numbers."""
+    array = np.asarray(x)
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
+        return array
+    if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or _is_bfloat16(array.dtype):
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    raise TypeError(
+        f"x is an array of {array.dtype}; float16, bfloat16, float32, float64 and integers can be rounded: "
+        "convert it first, for instance with numpy.asarray(x, dtype=numpy.float64)"
+    )
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def _cast_dtype(dtype: np.dtype[Any], fmt: Format) -> np.dtype[Any]:
+    """Return the dtype of cast's result."""
+    if dtype.kind == "f" and holds(dtype, fmt):
+        return dtype
+    if _is_bfloat16(dtype) and isinstance(fmt, FloatFormat) and _bfloat16_holds(fmt):
+        return dtype
+    if dtype.kind in "iu" and dtype.itemsize == 8:
+        return np.dtype(np.float64)
+    return value_dtype(fmt)
+
+
+def _bfloat16_holds(fmt: FloatFormat) -> bool:
+    return fmt.mantissa_bits <= 7 and fmt.emin - fmt.mantissa_bits >= -133 and fmt.max <= 2.0**127 * (2 - 2**-7)
+
+
+def _layout(dtype: np.dtype[Any], fmt: Format) -> Layout:
+    """Return the float to work in: it holds the input and every value of the format, normal ones as normal ones."""
+    narrow = dtype.itemsize <= 2 or dtype == np.float32
+    if narrow and holds(np.dtype(np.float32), fmt) and not (isinstance(fmt, FloatFormat) and fmt.emin < -126):
+        return FLOAT32
+    return FLOAT64
+
+
+@lru_cache(maxsize=512)
+def _lane(fmt: Format, layout: Layout, rounding: str, overflow: str) -> Lane:
+    if isinstance(fmt, FloatFormat):
+        return FloatLane(fmt, layout, rounding, overflow)
+    if isinstance(fmt, IntFormat):
+        return IntLane(fmt, layout, rounding, overflow)
+    return TableLane(fmt, layout, rounding, overflow)
+
+
+def _refuse_nan(array: Array, fmt: Format) -> None:
+    if array.dtype.kind in "iu":
+        return
+    flat = _flat(array)
+    counts: list[tuple[int, int]] = []
+
+    def work(piece: slice, scratch: Scratch) -> None:
+        values = flat[piece]
+        is_nan = np.isnan(values, out=scratch("over", bool, values.size))
+        if is_nan.any():
+            counts.append((piece.start + int(is_nan.argmax()), int(is_nan.sum())))
+
+    walk(array.size, work)
+    if counts:
+        index = tuple(int(i) for i in np.unravel_index(min(counts)[0], array.shape))
+        raise ValueError(
+            f"x holds {sum(n for _, n in counts)} NaN (the first at index {index}), and {fmt.name} has none; "
+            "clean x, or pass nan='zero' to have them become zero"
+        )
+
+
+def _zero_nan(values: Array, scratch: Scratch) -> Array:
+    is_nan = np.isnan(values, out=scratch("over", bool, values.size))
+    if is_nan.any():
+        values = np.where(is_nan, values.dtype.type(0), values)
+    return values
+
+
+def _checked_noise(noise: Any, rounding: str, shape: tuple[int, ...]) -> Array | None:
+    if rounding != "stochastic":
+        if noise is not None:
+            raise ValueError(f"noise is for rounding='stochastic', not for {rounding!r}; leave it out")
+        return None
+    if noise is None:
+        raise ValueError("rounding='stochastic' needs noise: an array of uint8, uint16 or uint32 of the shape of x")
+    noise = np.asarray(noise)
+    if noise.dtype not in (np.uint8, np.uint16, np.uint32) or noise.shape != shape:
+        raise ValueError(
+            f"noise is {noise.dtype} of shape {noise.shape}; it must be uint8, uint16 or uint32 of the shape of x, {shape}"
+        )
+    return noise
+
+
+def _output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
+    if out is None:
+        return np.empty(like.shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != dtype or not out.flags.writeable:
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out is {found}; it must be a writable {dtype} array of shape {like.shape}")
+    return out
+
+
+def _same_memory(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
+
+
+class _Strided:
+    """A flat view of an array that is not contiguous: pieces are copied, in C order, one at a time."""
+
+    def __init__(self, array: Array) -> None:
+        self.flat, self.dtype = array.flat, array.dtype
+
+    def __getitem__(self, piece: slice) -> Array:
+        return np.asarray(self.flat[piece])
+
+
+def _flat(array: Array) -> Any:
+    return array.reshape(-1) if array.flags.c_contiguous else _Strided(array)
+
+
+def _flat_output(array: Array) -> Any:
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    raise ValueError("out must be C-contiguous; pass a contiguous array and copy from it")
+
+
+def _loader(dtype: np.dtype[Any], layout: Layout, fmt: Format) -> Callable[[Array, Scratch], Array]:
+    """Return what brings a piece of the input into the float to work in, without rounding it."""
+    if dtype == layout.float:
+        return lambda piece, scratch: piece
+    if _is_bfloat16(dtype):
+        return _load_bfloat16
+    if dtype.kind in "iu" and dtype.itemsize == 8:
+        return _load_wide_integers
+
+    def load(piece: Array, scratch: Scratch) -> Array:
+        values = scratch("loaded", layout.float, piece.size)
+        np.copyto(values, piece)
+        return values
+
+    return load
+
+
+def _load_bfloat16(piece: Array, scratch: Scratch) -> Array:
+    bits = scratch("loaded", np.uint32, piece.size)
+    np.copyto(bits, piece.view(np.uint16))
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)
+
+
+def _load_wide_integers(piece: Array, scratch: Scratch) -> Array:
+    """64-bit integers beyond 2**53 do not fit into float64: round them to odd, which a second rounding forgives.
+
+    (Boldo and Melquiond, "When double rounding is odd", 2004: to odd first, with two more bits than the target has.)
+    """
+    negative = piece < 0
+    magnitude = np.where(negative, -piece.astype(np.uint64), piece.astype(np.uint64))
+    sticky = (magnitude & np.uint64(0x7FF)) != 0
+    odd = np.ldexp(((magnitude >> np.uint64(11)) | sticky).astype(np.float64), 11)
+    values = np.where(magnitude >> np.uint64(53) > 0, odd, magnitude.astype(np.float64))
+    return np.where(negative, -values, values)
+
+
+@lru_cache(maxsize=256)
+def _lookup(fmt: Format, kind: str) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return fmt.values().astype(kind)
+
+
+def _decoder(fmt: Format, source: np.dtype[Any], kind: np.dtype[Any]) -> Callable[[Array, Array, Scratch], None]:
+    """Return what turns a piece of codes into values: by looking up, two at a time where a code is a byte."""
+    if fmt.bits > 16:
+        return _decode_by_fields(fmt)
+    table = _lookup(fmt, kind.str)
+    mask = (1 << fmt.bits) - 1
+
+    def look_up(codes: Array, out: Array, scratch: Scratch) -> None:
+        index = scratch("index", np.intp, codes.size)
+        np.copyto(index, codes, casting="unsafe")
+        np.bitwise_and(index, mask, out=index)
+        np.take(table, index, out=out, mode="clip")
+
+    if source != np.uint8 or fmt.bits > 8 or kind != np.float32:
+        return look_up
+    pairs = _pair_lookup(fmt)
+
+    def look_up_pairs(codes: Array, out: Array, scratch: Scratch) -> None:
+        even = codes.size & ~1
+        if even and codes.flags.c_contiguous:
+            index = scratch("index", np.intp, even // 2)
+            np.copyto(index, codes[:even].view(np.uint16))
+            np.take(pairs, index, out=out[:even].view(np.float64), mode="clip")
+            codes, out = codes[even:], out[even:]
+        look_up(codes, out, scratch)
+
+    return look_up_pairs
+
+
+@lru_cache(maxsize=64)
+def _pair_lookup(fmt: Format) -> Array:
+    """Two float32 for each pair of codes, in one float64 that is only carried, never computed with."""
+    values = _lookup(fmt, np.dtype(np.float32).str)
+    codes = np.arange(256) & ((1 << fmt.bits) - 1)
+    of_byte = values[np.minimum(codes, len(values) - 1)]
+    pairs = np.empty((256, 256, 2), np.float32)
+    pairs[..., 0], pairs[..., 1] = of_byte[None, :], of_byte[:, None]  # a little-endian machine's order
+    if np.little_endian is False:  # pragma: no cover
+        pairs = pairs[..., ::-1]
+    return np.ascontiguousarray(pairs).view(np.float64).reshape(-1)
+
+
+def _decode_by_fields(fmt: Format) -> Callable[[Array, Array, Scratch], None]:
+    if fmt.bits > 32 or fmt == get_format("float32"):  # the machine's own floats
+
+        def reinterpret(codes: Array, out: Array, scratch: Scratch) -> None:
+            own = np.float64 if fmt.bits > 32 else np.float32
+            np.copyto(out, codes.astype(np.int64 if fmt.bits > 32 else np.int32).view(own), casting="unsafe")
+
+        return reinterpret
+
+    def compute(codes: Array, out: Array, scratch: Scratch) -> None:
+        code = codes.astype(np.int64) & ((1 << fmt.bits) - 1)
+        if isinstance(fmt, IntFormat):
+            np.copyto(out, np.where(code > int(fmt.max), code - (1 << fmt.bits), code), casting="unsafe")
+            return
+        assert isinstance(fmt, FloatFormat)
+        magnitude = code & fmt.magnitude_mask
+        out[:] = fmt.magnitudes(magnitude)
+        np.negative(out, out=out, where=(code & fmt.sign_mask) != 0)
+        if fmt.nans == "negative_zero":
+            out[code == fmt.sign_mask] = math.nan
+
+    return compute
+

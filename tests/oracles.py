@@ -1,0 +1,125 @@
+"""Independent answers: rounding by exact rational arithmetic over the list of a format's values.
+
+Nothing here calls qlab's rounding. A format is described by its values alone (and their codes); a float is an exact
+ratio of integers; neighbours are found by bisection, ties decided by comparing integers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from fractions import Fraction
+
+import numpy as np
+
+SCALE = 1200  # all float64 are integers in units of 2**-1200
+
+
+def exact(x: float) -> int:
+    """A finite float as an integer number of units of 2**-SCALE."""
+    p, q = float(x).as_integer_ratio()
+    return (p << SCALE) // q
+
+
+class Oracle:
+    """Rounding to the values that `decode_table` (value of each code, float64) lists, the slow and certain way."""
+
+    def __init__(self, decode_table, *, signed_zero: bool):
+        table = np.asarray(decode_table)
+        finite = sorted({(exact(v), c) for c, v in enumerate(table.tolist()) if math.isfinite(v)})
+        first: dict[int, int] = {}
+        for value, code in finite:  # of the two zeros, the one with the smaller code
+            first.setdefault(value, code)
+        self.values, self.codes = list(first), list(first.values())
+        self.table, self.signed_zero = table, signed_zero
+        self.infinity = bool(np.isinf(table).any())
+        self.nan = bool(np.isnan(table).any())
+        step = self.values[-1] - self.values[-2]
+        if self.values[-1] & (self.values[-1] - 1) == 0:  # a power of two: above it, steps are twice as long
+            step *= 2
+        self.next_above = self.values[-1] + step  # where the next value would be, were there one
+        self.magnitudes = [v for v in self.values if v >= 0]
+
+    def cast(self, x: float, rounding: str, overflow: str) -> float:
+        if math.isnan(x):
+            return math.nan
+        negative = math.copysign(1.0, x) < 0
+        has_negative = self.values[0] < 0
+        if negative and not has_negative and x != 0:
+            return self._negative_in_unsigned(x, rounding, overflow)
+        if math.isinf(x):
+            return self._overflowed(negative, overflow, due=True)
+        value = exact(abs(x))
+        sign = -1.0 if negative and has_negative else 1.0
+        # by symmetry, round the magnitude; directed modes turn round with the sign
+        mode = {"up": "down", "down": "up"}.get(rounding, rounding) if negative else rounding
+        values = self.magnitudes
+        i = bisect.bisect_right(values, value) - 1
+        if i < 0:  # below the smallest value of a format without zero
+            result = values[0]
+        elif values[i] == value:
+            result = value
+        else:
+            upper = values[i + 1] if i + 1 < len(values) else self.next_above
+            up = self._goes_up(value - values[i], upper - value, self._odd(i), mode)
+            if i + 1 == len(values):
+                step_beyond = value >= upper
+                to_nearest = mode.startswith("nearest")
+                if to_nearest and not (up or step_beyond):
+                    result = values[i]
+                else:
+                    due = to_nearest or mode == "up"
+                    return self._overflowed(negative, overflow, due=due)
+            else:
+                result = upper if up else values[i]
+        out = float(Fraction(result, 1 << SCALE)) * sign
+        if out == 0:
+            return -0.0 if negative and self.signed_zero else 0.0
+        return out
+
+    def _odd(self, i: int) -> bool:
+        # codes of magnitudes count up from zero, so that the parity of the index is that of the code
+        return i % 2 == 1
+
+    @staticmethod
+    def _goes_up(below: int, above: int, odd: bool, mode: str) -> bool:
+        if mode == "nearest_even":
+            return below > above or (below == above and odd)
+        if mode == "nearest_away":
+            return below >= above
+        if mode == "to_odd":
+            return not odd
+        return mode == "up"
+
+    def _negative_in_unsigned(self, x, rounding, overflow):
+        if 0 in self.values and not math.isinf(x):  # what rounds to minus zero is zero
+            if abs(self.cast(-x, {"up": "down", "down": "up"}.get(rounding, rounding), overflow)) == 0:
+                return 0.0
+        if overflow == "ieee" and self.nan:
+            return math.nan
+        return float(Fraction(self.values[0], 1 << SCALE))
+
+    def _overflowed(self, negative: bool, overflow: str, *, due: bool) -> float:
+        largest = float(Fraction(self.values[-1], 1 << SCALE))
+        if overflow == "ieee" and due:
+            if self.infinity:
+                largest = math.inf
+            elif self.nan:
+                return math.nan
+        return -largest if negative and self.values[0] < 0 else largest
+
+
+def same(a, b) -> np.ndarray:
+    """Equal as bits would be: the same number with the same sign of zero, or both NaN."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return ((a == b) & (np.signbit(a) == np.signbit(b))) | (np.isnan(a) & np.isnan(b))
+
+
+def float16_inputs() -> np.ndarray:
+    """All 65536 float16."""
+    return np.arange(65536, dtype=np.uint16).view(np.float16)
+
+
+def bfloat16_inputs() -> np.ndarray:
+    """All 65536 bfloat16, as float32."""
+    return (np.arange(65536, dtype=np.uint32) << 16).view(np.float32)
