@@ -47,7 +47,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'qlab' has no attribute {name!r}")
     module = _HOME[name]
-    value = importlib.import_module(f"qlab.{name}") if module == "qlab" else getattr(importlib.import_module(module), name)
+    value = (
+        importlib.import_module(f"qlab.{name}") if module == "qlab" else getattr(importlib.import_module(module), name)
+    )
     globals()[name] = value
     return value
 

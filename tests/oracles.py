@@ -92,9 +92,9 @@ class Oracle:
         return mode == "up"
 
     def _negative_in_unsigned(self, x, rounding, overflow):
-        if 0 in self.values and not math.isinf(x):  # what rounds to minus zero is zero
-            if abs(self.cast(-x, {"up": "down", "down": "up"}.get(rounding, rounding), overflow)) == 0:
-                return 0.0
+        mirrored = {"up": "down", "down": "up"}.get(rounding, rounding)
+        if 0 in self.values and not math.isinf(x) and self.cast(-x, mirrored, overflow) == 0:
+            return 0.0  # what rounds to minus zero is zero
         if overflow == "ieee" and self.nan:
             return math.nan
         return float(Fraction(self.values[0], 1 << SCALE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,4 +84,4 @@ def bit_string(code: int, fmt: Format, *, separator: str = " ") -> str:
     if not isinstance(fmt, FloatFormat):
         return digits
     cuts = [0, int(fmt.signed), int(fmt.signed) + fmt.exponent_bits, fmt.bits]
-    return separator.join(digits[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a)
+    return separator.join(digits[a:b] for a, b in pairwise(cuts) if b > a)

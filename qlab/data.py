@@ -1,0 +1,148 @@
+"""Small real data and models for the book, the same on every machine.
+
+scikit-learn ships the data: 1797 handwritten digits of 8 x 8 pixels, from the UCI repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from qlab._pieces import Array
+
+__all__ = ["Classifier", "Digits", "digits", "train_digits"]
+
+
+class Digits(NamedTuple):
+    """Pictures (n, 64) with grey levels from 0 to 1, float32, and what they show, (n,) integers."""
+
+    train_x: Array
+    train_y: Array
+    test_x: Array
+    test_y: Array
+
+
+@lru_cache(maxsize=1)
+def _load() -> Digits:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits come with scikit-learn: pip install 'qlab[book]'") from error
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(x))
+    train, test = order[:1200], order[1200:]
+    return Digits(x[train], y[train], x[test], y[test])
+
+
+def digits() -> Digits:
+    """Return the handwritten digits of scikit-learn, split into 1200 to train with and 597 to test on.
+
+    Raises
+    ------
+    ImportError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> qlab.data.digits().test_x.shape
+    (597, 64)
+    """
+    return Digits(*(part.copy() for part in _load()))
+
+
+@dataclass(frozen=True, repr=False)
+class Classifier:
+    """A network of two layers: ``softmax(relu(x @ w1 + b1) @ w2 + b2)``.
+
+    Attributes
+    ----------
+    weights : tuple of arrays
+        Of shapes (64, hidden) and (hidden, 10), float32.
+    biases : tuple of arrays
+        Of shapes (hidden,) and (10,), float32.
+    """
+
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+
+    def __repr__(self) -> str:
+        shapes = " -> ".join(str(n) for n in (self.weights[0].shape[0], *(w.shape[1] for w in self.weights)))
+        return f"Classifier({shapes}, {self.num_weights} weights)"
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights there are, biases not counted."""
+        return sum(w.size for w in self.weights)
+
+    def predict(self, x: Array) -> Array:
+        """Return the most probable digit for each picture, (n,) integers."""
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = np.maximum(x @ weight + bias, 0)
+        return np.asarray((x @ self.weights[-1] + self.biases[-1]).argmax(axis=-1))
+
+    def accuracy(self, x: Array, y: Array) -> float:
+        """Return the share of pictures that are told right, in percent."""
+        return float(100 * (self.predict(x) == y).mean())
+
+    def map_weights(self, change: Callable[[Array], Array]) -> Classifier:
+        """Return a classifier with each weight matrix changed."""
+        return replace(self, weights=tuple(change(w) for w in self.weights))
+
+
+@lru_cache(maxsize=4)
+def _train(hidden: int) -> Classifier:
+    """Gradient descent on all pictures at once, with the step sizes of Adam (Kingma and Ba, 2015).
+
+    It computes in float64 and rounds the parameters to float32 after every step. What differs from one machine's
+    libraries to another's, a last bit of a float64, is rounded away each time: the result is the same everywhere.
+    """
+    data, rng = _load(), np.random.default_rng(0)
+    x, target = data.train_x.astype(np.float64), np.eye(10)[data.train_y]
+    shapes = ((x.shape[1], hidden), (hidden,), (hidden, 10), (10,))
+    parameters = [rng.normal(0, (2 / shape[0]) ** 0.5, shape) * (len(shape) == 2) for shape in shapes]
+    mean, square = [np.zeros(s) for s in shapes], [np.zeros(s) for s in shapes]
+    for step in range(1, 151):
+        w1, b1, w2, b2 = parameters
+        h = np.maximum(x @ w1 + b1, 0)
+        logits = h @ w2 + b2
+        probability = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probability /= probability.sum(axis=1, keepdims=True)
+        d_logits = (probability - target) / len(x)
+        d_h = d_logits @ w2.T * (h > 0)
+        gradients = [x.T @ d_h, d_h.sum(0), h.T @ d_logits, d_logits.sum(0)]
+        for i, gradient in enumerate(gradients):
+            mean[i] += 0.1 * (gradient - mean[i])
+            square[i] += 0.001 * (gradient**2 - square[i])
+            change = mean[i] / (1 - 0.9**step) / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
+            parameters[i] = (parameters[i] - 0.01 * change).astype(np.float32).astype(np.float64)
+    w1, b1, w2, b2 = (p.astype(np.float32) for p in parameters)
+    return Classifier((w1, w2), (b1, b2))
+
+
+def train_digits(hidden: int = 64) -> Classifier:
+    """Train a small classifier of handwritten digits: 64 pixels, `hidden` units, 10 digits. Takes about a second.
+
+    Parameters
+    ----------
+    hidden : int
+        Units of the hidden layer.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> network = qlab.data.train_digits()
+    >>> network
+    Classifier(64 -> 64 -> 10, 4736 weights)
+    >>> data = qlab.data.digits()
+    >>> network.accuracy(data.test_x, data.test_y) > 95
+    True
+    """
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+        raise ValueError(f"hidden={hidden!r} is not allowed; give a positive integer")
+    return _train(hidden)

@@ -1,0 +1,23 @@
+"""What people look at: figures, tables and explanations, in the reader's language.
+
+`Figure` and `Table` show themselves in a notebook and print as plain text that is the same in every language. The words
+are in `labels/<language>.toml`, the drawing is in one module per part of the book: `number` (part I and II).
+"""
+
+from qlab.show.figure import Figure
+from qlab.show.language import LANGUAGES, get_language, label, set_language
+from qlab.show.number import (
+    accuracy_and_size,
+    binades,
+    digit_with_fewer_words,
+    energy,
+    number_line,
+    roofline,
+    spacing,
+)
+from qlab.show.table import Table, format_table
+
+__all__ = [
+    "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "digit_with_fewer_words", "energy", "format_table",
+    "get_language", "label", "number_line", "roofline", "set_language", "spacing",
+]  # fmt: skip

@@ -1,0 +1,88 @@
+"""Tables: HTML with words in the reader's language in a notebook, plain text that is the same everywhere elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from qlab.number.formats import FloatFormat, Format, TableFormat
+from qlab.show.language import catalogue, get_language, label
+
+__all__ = ["Table", "format_table", "number"]
+
+_NUMBER = ' class="qlab-number"'
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Write a cell's number: integers whole, others to `digits` significant digits."""
+    if not isinstance(value, float):
+        return str(value)
+    return str(int(value)) if abs(value) < 1e6 and value == int(value) else f"{value:.{digits}g}"
+
+
+class Table:
+    """Rows under named columns.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Keys of the catalogue's ``column`` table; they are also the headings in plain text.
+    rows : sequence of sequences
+        Cells: text, or numbers, which are set to the right. Text that is a key of the catalogue's ``cell`` table is
+        shown as its message in a notebook.
+    caption : str, optional
+        Key of the catalogue's ``table`` table.
+    """
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
+        self.columns, self.rows, self.caption = tuple(columns), [tuple(row) for row in rows], caption
+
+    def _repr_html_(self) -> str:
+        language = get_language()
+        words = catalogue(language)
+
+        def cell(value: Any) -> str:
+            if isinstance(value, str):
+                return f"<td>{escape(words.get(f'cell.{value}', value))}</td>"
+            return f"<td{_NUMBER}>{escape(number(value))}</td>"
+
+        numeric = [bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.columns))]
+        heads = "".join(
+            f'<th scope="col"{right * _NUMBER}>{escape(label(f"column.{key}"))}</th>'
+            for key, right in zip(self.columns, numeric, strict=True)
+        )
+        body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in self.rows)
+        caption = f"<caption>{escape(label(f'table.{self.caption}'))}</caption>" if self.caption else ""
+        head = f"<thead><tr>{heads}</tr></thead>"
+        return f'<div class="qlab-scroll"><table class="qlab-table">{caption}{head}<tbody>{body}</tbody></table></div>'
+
+    def __repr__(self) -> str:
+        cells = [self.columns, *([v if isinstance(v, str) else number(v) for v in row] for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        left = [any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+
+        def line(row: Sequence[str]) -> str:
+            padded = (c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True))
+            return "  ".join(padded).rstrip()
+
+        return "\n".join(map(line, cells))
+
+
+def format_table(formats: Sequence[Format]) -> Table:
+    """Return the table of formats: widths, bias, range and precision."""
+    rows = []
+    for fmt in formats:
+        special = "-"
+        if isinstance(fmt, FloatFormat):
+            special = {(True, True): "inf nan", (True, False): "inf", (False, True): "nan"}.get(
+                (fmt.infinities, fmt.nan_code is not None), "-"
+            )
+        parts = ("-", "-", "-") if isinstance(fmt, TableFormat) else (fmt.exponent_bits, fmt.mantissa_bits, fmt.bias)
+        low, eps = fmt.smallest_subnormal, fmt.epsilon
+        rows.append((fmt.name, fmt.bits, *parts, fmt.max, fmt.smallest_normal, low, eps, special))
+    return Table(
+        ("format", "bits", "exponent_bits", "mantissa_bits", "bias", "max", "smallest_normal", "smallest_subnormal",
+         "epsilon", "special"),
+        rows,
+    )  # fmt: skip

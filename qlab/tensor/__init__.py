@@ -1,0 +1,1 @@
+"""Many numbers that share a scale: schemes and the quantizer they describe."""
