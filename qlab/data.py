@@ -121,8 +121,8 @@ def _train(hidden: int) -> Classifier:
             square[i] += 0.001 * (gradient**2 - square[i])
             change = mean[i] / (1 - 0.9**step) / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
             parameters[i] = (parameters[i] - 0.01 * change).astype(np.float32).astype(np.float64)
-    w1, b1, w2, b2 = (p.astype(np.float32) for p in parameters)
-    return Classifier((w1, w2), (b1, b2))
+    final: list[Array] = [p.astype(np.float32) for p in parameters]
+    return Classifier((final[0], final[2]), (final[1], final[3]))
 
 
 def train_digits(hidden: int = 64) -> Classifier:

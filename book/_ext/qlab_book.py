@@ -29,6 +29,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("qlab_language", "", "env", str)
     app.add_config_value("qlab_pages", {}, "html", dict)
     app.add_config_value("qlab_machinery", "", "env", str)
+    app.add_config_value("qlab_static", "", "html", str)
     app.add_directive("qlab-glossary", GlossaryDirective)
     app.connect("config-inited", configure, priority=1)
     app.connect("doctree-resolved", drop_live_code, priority=600)
@@ -43,7 +44,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
 def configure(app: Sphinx, config: Config) -> None:
     """Sets what depends on the language, and the places of our files."""
     config.qlab_pages = language_pages(read_toc())
-    config.qlab_machinery = _digest()  # an environment made by an older extension is thrown away
+    # What an older extension has read is read again; what was written with other static files is written again.
+    config.qlab_machinery = _digest([*HERE.glob("*.py"), *HERE.rglob("*.html"), *(BOOK / "locale").rglob("*.po")])
+    config.qlab_static = _digest([path for path in STATIC.rglob("*") if path.is_file()])
     config.templates_path = [str(HERE / "templates"), *config.templates_path]  # before the theme's
     config.html_static_path = [*config.html_static_path, str(STATIC)]
     config.html_css_files = [*config.html_css_files, "book.css"]
@@ -116,7 +119,5 @@ def _is_thebe(file: Any) -> bool:
     return "thebe" in f"{getattr(file, 'filename', file)} {attributes.get('body', '')}".lower()
 
 
-def _digest() -> str:
-    """A hash of the extension, its templates and catalogues."""
-    files = [*HERE.glob("*.py"), *HERE.rglob("*.html"), *(BOOK / "locale").rglob("*.po")]
+def _digest(files: list[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]

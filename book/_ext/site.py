@@ -69,6 +69,7 @@ def _build_and_report(code: str) -> tuple[bool, bool]:
     run = subprocess.run([sys.executable, __file__, "language", code], capture_output=True, text=True, encoding="utf8")
     seconds = time.perf_counter() - start
     if run.returncode:
+        shutil.rmtree(work / "doctrees", ignore_errors=True)  # else the next run would not meet the warning again
         print(f"  {code}  FAILED after {seconds:.1f} s\n{run.stdout}{run.stderr}", file=sys.stderr, flush=True)
         return False, True
     stamp.write_text(digest)

@@ -16,8 +16,8 @@ __all__ = ["FLOAT32", "FLOAT64", "Layout", "bit_string", "fields"]
 class Layout(NamedTuple):
     """How a float of the machine lies in an integer of the same width."""
 
-    float: type[np.floating[Any]]
-    int: type[np.signedinteger[Any]]
+    float_type: type[np.floating[Any]]
+    int_type: type[np.signedinteger[Any]]
     width: int
     mantissa_bits: int
     bias: int
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
     def of(self, value: float) -> int:
         """Return the bits of `value`."""
-        return int(np.asarray(value, self.float).view(self.int))
+        return int(np.asarray(value, self.float_type).view(self.int_type))
 
 
 FLOAT32 = Layout(np.float32, np.int32, 32, 23, 127)

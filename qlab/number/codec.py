@@ -147,7 +147,7 @@ def cast(
     >>> qlab.cast(np.float32([3.14159265, 70000, -1e-9]), "float16")
     array([ 3.140625,       inf, -0.      ], dtype=float32)
     >>> qlab.cast(464, "fp8_e4m3"), qlab.cast(500, "fp8_e4m3", overflow="saturate")
-    (np.float32(448.0), np.float32(448.0))
+    (np.float64(448.0), np.float64(448.0))
     """
     return _convert(x, get_format(fmt), rounding, overflow, nan, noise, out, to_codes=False)
 
@@ -224,7 +224,8 @@ def _convert(
         array = array.copy()
     source, target, flat_noise = _flat(array), _flat_output(result), None if noise is None else _flat(noise)
     load = _loader(array.dtype, layout, fmt)
-    decoder = None if to_codes else _decoder(fmt, np.dtype(layout.int), kind)
+    numpy_kind = np.dtype(np.float32) if _is_bfloat16(kind) else kind
+    decoder = _decoder(fmt, np.dtype(layout.int_type), numpy_kind)
 
     def work(piece: slice, scratch: Scratch) -> None:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # of this thread
@@ -239,16 +240,12 @@ def _convert(
         if to_codes:
             np.copyto(into, lane.encode(values, scratch, bits), casting="unsafe")
             return
-        assert decoder is not None
-        rounded = into if into.dtype == layout.float else scratch("values", layout.float, values.size)
-        if isinstance(lane, FloatLane):
-            if not lane.cast(values, rounded, scratch):
-                decoder(lane.encode(values, scratch, bits), into, scratch)
-                return
-        else:
-            lane.cast(values, rounded, scratch, bits)
+        rounded = into if into.dtype == layout.float_type else scratch("values", layout.float_type, values.size)
+        if not lane.cast(values, rounded, scratch, bits):
+            rounded = into if into.dtype == numpy_kind else scratch("decoded", numpy_kind, values.size)
+            decoder(lane.encode(values, scratch, bits), rounded, scratch)
         if rounded is not into:
-            np.copyto(into, rounded, casting="same_kind")
+            np.copyto(into, rounded, casting="unsafe")  # exact: the result's dtype holds every value of the format
 
     walk(array.size, work)
     return result[()] if out is None else result
@@ -257,10 +254,12 @@ def _convert(
 def _numbers(x: Any) -> Array:
     """Return `x` as an array of real numbers."""
     array = np.asarray(x)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
         return array
     if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or _is_bfloat16(array.dtype):
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        return array
     raise TypeError(
         f"x is an array of {array.dtype}; float16, bfloat16, float32, float64 and integers can be rounded: "
         "convert it first, for instance with numpy.asarray(x, dtype=numpy.float64)"
@@ -338,12 +337,12 @@ def _checked_noise(noise: Any, rounding: str, shape: tuple[int, ...]) -> Array |
         return None
     if noise is None:
         raise ValueError("rounding='stochastic' needs noise: an array of uint8, uint16 or uint32 of the shape of x")
-    noise = np.asarray(noise)
-    if noise.dtype not in (np.uint8, np.uint16, np.uint32) or noise.shape != shape:
+    bits: Array = np.asarray(noise)
+    if bits.dtype not in (np.uint8, np.uint16, np.uint32) or bits.shape != shape:
         raise ValueError(
-            f"noise is {noise.dtype} of shape {noise.shape}; it must be uint8, uint16 or uint32 of the shape of x, {shape}"
+            f"noise is {bits.dtype} of shape {bits.shape}; it must be uint8, uint16 or uint32 of the shape of x, {shape}"
         )
-    return noise
+    return bits
 
 
 def _output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
@@ -381,7 +380,7 @@ def _flat_output(array: Array) -> Any:
 
 def _loader(dtype: np.dtype[Any], layout: Layout, fmt: Format) -> Callable[[Array, Scratch], Array]:
     """Return what brings a piece of the input into the float to work in, without rounding it."""
-    if dtype == layout.float:
+    if dtype == layout.float_type:
         return lambda piece, scratch: piece
     if _is_bfloat16(dtype):
         return _load_bfloat16
@@ -389,7 +388,7 @@ def _loader(dtype: np.dtype[Any], layout: Layout, fmt: Format) -> Callable[[Arra
         return _load_wide_integers
 
     def load(piece: Array, scratch: Scratch) -> Array:
-        values = scratch("loaded", layout.float, piece.size)
+        values = scratch("loaded", layout.float_type, piece.size)
         np.copyto(values, piece)
         return values
 

@@ -118,15 +118,16 @@ def _is_negative(x: Any, exact: Fraction) -> bool:
 
 
 def _not_finite(x: float, fmt: Format, rounding: str, language: str | None) -> Explanation:
-    code = int(encode(x, fmt, rounding=rounding))
+    code = int(encode(x, fmt, rounding=rounding)) & ((1 << fmt.bits) - 1)
     value = float(decode(code, fmt))
     became = "" if math.isinf(value) else "_is_nan" if math.isnan(value) else "_is_max"
     key = "nan" if math.isnan(x) else f"infinity{became}"
     values = {"bits": bit_string(code, fmt), "value": decimal(value), "format": fmt.name}
     same = math.isnan(value) if math.isnan(x) else value == x
+    why = "exact" if same else "overflow"
     return Explanation(
-        x, fmt, rounding, code, value, None, None, None, None, None, None, "exact" if same else "overflow",
-        language=language, _messages=((key, values),), **field_values(code, fmt),
+        x, fmt, rounding, code, value, None, None, None, None, None, None, why,
+        *field_values(code, fmt), language, ((key, values),),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def explain_float(x: Fraction, negative: bool, fmt: FloatFormat, rounding: str, 
     if cut is not None and why != "exact":
         values = {"guard": cut[0], "sticky": cut[1], "midpoint": decimal(middle) if middle is not None else ""}
         say(f"why_{why}", **values)
-    if not fmt.signed and negative and code != 0:
+    if not fmt.signed and negative and (code if fmt.has_zero else magnitude):
         code, why = (fmt.nan_code if fmt.nan_code is not None else 0), "overflow"
         say("negative_in_unsigned", format=fmt.name)
     elif code > fmt.max_code:
@@ -66,9 +66,10 @@ def explain_float(x: Fraction, negative: bool, fmt: FloatFormat, rounding: str, 
     value = fmt_value(code, fmt, signed)
     say("result", bits=bit_string(full, fmt), value=decimal(value))
     below, above = _neighbours(x, magnitude, floor_code, remainder, negative, fmt)
+    guard, sticky = cut or (None, None)
     return Explanation(
-        x, fmt, rounding, full, value, below, above, middle, float(step), *(cut or (None, None)), why,
-        language=language, _messages=tuple(messages), **field_values(full, fmt),
+        x, fmt, rounding, full, value, below, above, middle, float(step), guard, sticky, why,
+        *field_values(full, fmt), language, tuple(messages),
     )  # fmt: skip
 
 

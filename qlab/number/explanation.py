@@ -87,7 +87,7 @@ class Explanation:
 
     def text(self) -> str:
         """Return the explanation for a terminal, with the steps in the chosen language."""
-        return "\n".join([repr(self), *(f"{i}. {step}" for i, step in enumerate(self.steps, 1))])
+        return "\n".join([repr(self), *(f"{i}. {step}" for i, step in enumerate(self.steps, 1))]).replace("`", "")
 
     def __repr__(self) -> str:
         rows = [("bits", self.bits)]
@@ -196,16 +196,12 @@ def binary(x: Fraction, digits: int = _SHOWN) -> str:
     return text + ("…" if part else "")
 
 
-def field_values(code: int, fmt: Format) -> dict[str, int]:
-    """Return sign, exponent and fraction of a code, by name; nothing for a format without fields."""
+def field_values(code: int, fmt: Format) -> tuple[int | None, int | None, int | None]:
+    """Return sign, exponent and fraction field of a code; None three times for a format without fields."""
     if not isinstance(fmt, FloatFormat):
-        return {}
+        return None, None, None
     magnitude = code & fmt.magnitude_mask
-    return {
-        "sign": int(bool(code & fmt.sign_mask)),
-        "exponent": magnitude >> fmt.mantissa_bits,
-        "fraction": magnitude & ((1 << fmt.mantissa_bits) - 1),
-    }
+    return int(code & fmt.sign_mask > 0), magnitude >> fmt.mantissa_bits, magnitude & ((1 << fmt.mantissa_bits) - 1)
 
 
 def reason(x: Fraction, middle: Fraction | None, value: Fraction, rounding: str) -> str:

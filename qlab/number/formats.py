@@ -93,7 +93,7 @@ class FloatFormat:
                 raise ValueError(f"{argument}={value!r} is not allowed; give an integer of {lowest} or more")
         if bias is not None and (isinstance(bias, bool) or not isinstance(bias, (int, np.integer))):
             raise ValueError(f"bias={bias!r} is not allowed; give an integer, or None for 2**(exponent_bits - 1) - 1")
-        values = {
+        values: dict[str, object] = {
             "name": str(name),
             "exponent_bits": int(exponent_bits),
             "mantissa_bits": int(mantissa_bits),
@@ -103,8 +103,8 @@ class FloatFormat:
             "subnormals": bool(subnormals),
             "signed": bool(signed),
         }
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+        for key, parameter in values.items():
+            object.__setattr__(self, key, parameter)
         self._check()
 
     def _check(self) -> None:
@@ -448,7 +448,7 @@ def get_format(fmt: str | Format) -> Format:
     'bfloat16'
     >>> qlab.get_format("float17")
     Traceback (most recent call last):
-    ValueError: unknown format 'float17': did you mean 'float16' or 'float64' or 'float32'? qlab.FORMATS lists all names
+    ValueError: unknown format 'float17': did you mean 'float16' or 'float' or 'bfloat16'? qlab.FORMATS lists all names
     """
     if isinstance(fmt, (FloatFormat, IntFormat, TableFormat)):
         return fmt

@@ -7,7 +7,7 @@ For floating-point formats there are three spellings of the same rounding, which
   where the processor itself rounds them, ties to even; subtracting it again leaves the rounded value;
 * *same exponent*, for a format with the exponent field of the float it comes from (bfloat16 from float32): a carry.
 
-Pieces are contiguous, of shape (n,) and dtype ``layout.float``, and free of NaN where the format has none.
+Pieces are contiguous, of shape (n,) and dtype ``layout.float_type``, and free of NaN where the format has none.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class FloatLane:
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
         """Return the codes of a piece: integers of the layout's width, in scratch memory."""
-        bits = x.view(self.layout.int)
+        bits = x.view(self.layout.int_type)
         if self.adds:
             codes = self._encode_by_adding(x, bits, scratch)
         elif self.carries and not self._has_large(bits, scratch):
-            return self._carry(bits, scratch("codes", self.layout.int, x.size), scratch)
+            return self._carry(bits, scratch("codes", self.layout.int_type, x.size), scratch)
         else:
             codes = round_magnitudes(bits, self.layout, self.fmt, self.rounding, scratch, noise)
             self._overflow(codes, bits)
         return self._with_sign(codes, bits, scratch)
 
-    def cast(self, x: Array, out: Array, scratch: Scratch) -> bool:
+    def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out` if a fast lane can; say whether it could."""
-        bits = x.view(self.layout.int)
+        bits = x.view(self.layout.int_type)
         if self.adds:
             self._cast_by_adding(x, bits, out, scratch)
         elif self.carries and not self._has_large(bits, scratch):
-            codes = self._carry(bits, out.view(self.layout.int), scratch)
+            codes = self._carry(bits, out.view(self.layout.int_type), scratch)
             np.left_shift(codes, self.drop, out=codes)
         else:
             return False
@@ -72,35 +72,36 @@ class FloatLane:
     # --- add and subtract ------------------------------------------------------------------------------------------
     def _cast_by_adding(self, x: Array, bits: Array, out: Array, scratch: Scratch) -> None:
         layout, limit = self.layout, self.fmt.max if self.clamps else self.beyond
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int, x.size))
+        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, x.size))
         large = field.max() >= self.top_field
-        sign = np.bitwise_and(bits, ~layout.magnitude_mask, out=scratch("sign", layout.int, x.size))
+        sign = np.bitwise_and(bits, ~layout.magnitude_mask, out=scratch("sign", layout.int_type, x.size))
         if large:
-            x = np.clip(x, layout.float(-limit), layout.float(limit), out=scratch("clipped", layout.float, x.size))
+            clipped = scratch("clipped", layout.float_type, x.size)
+            x = np.clip(x, layout.float_type(-limit), layout.float_type(limit), out=clipped)
             np.minimum(field, self.top_field if self.clamps else self.beyond_field, out=field)
         np.maximum(field, self.low_field, out=field)
-        pushed = np.add(field, self.push, out=field).view(layout.float)
+        pushed = np.add(field, self.push, out=field).view(layout.float_type)
         np.add(x, pushed, out=out)
         np.subtract(out, pushed, out=out)
         if large and not self.clamps:
             over = np.greater(np.abs(out, out=pushed), self.fmt.max, out=scratch("over", bool, x.size))
             np.copyto(out, np.inf if self.fmt.infinities else np.nan, where=over)
-        np.bitwise_or(out.view(layout.int), sign, out=out.view(layout.int))
+        np.bitwise_or(out.view(layout.int_type), sign, out=out.view(layout.int_type))
         if not self.fmt.has_negative_zero:
             np.add(out, 0, out=out)
 
     def _encode_by_adding(self, x: Array, bits: Array, scratch: Scratch) -> Array:
         layout = self.layout
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int, x.size))
+        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, x.size))
         highest = field.max()
-        magnitude = np.abs(x, out=scratch("magnitude", layout.float, x.size))
+        magnitude = np.abs(x, out=scratch("magnitude", layout.float_type, x.size))
         if highest >= self.top_field:
-            np.fmin(magnitude, layout.float(self.beyond), out=magnitude)
+            np.fmin(magnitude, layout.float_type(self.beyond), out=magnitude)
             np.minimum(field, self.beyond_field, out=field)
         np.maximum(field, self.low_field, out=field)
         pushed = np.add(field, self.push, out=field)
-        np.add(magnitude, pushed.view(layout.float), out=magnitude)
-        codes = magnitude.view(layout.int)
+        np.add(magnitude, pushed.view(layout.float_type), out=magnitude)
+        codes = magnitude.view(layout.int_type)
         np.subtract(codes, pushed, out=codes)  # the rounded significand, an integer
         np.right_shift(pushed, self.drop, out=pushed)  # the exponent, where a code has it
         np.add(codes, pushed, out=codes)
@@ -114,12 +115,12 @@ class FloatLane:
 
     # --- same exponent ---------------------------------------------------------------------------------------------
     def _has_large(self, bits: Array, scratch: Scratch) -> bool:
-        field = np.bitwise_and(bits, self.layout.exponent_mask, out=scratch("field", self.layout.int, bits.size))
+        field = np.bitwise_and(bits, self.layout.exponent_mask, out=scratch("field", self.layout.int_type, bits.size))
         return bool(field.max() >= (self.top_field if self.saturate else self.layout.exponent_mask))
 
     def _carry(self, bits: Array, codes: Array, scratch: Scratch) -> Array:
         """Add just under half a step, or half a step where the kept part is odd, and cut."""
-        odd = np.right_shift(bits, self.drop, out=scratch("spare", self.layout.int, bits.size))
+        odd = np.right_shift(bits, self.drop, out=scratch("spare", self.layout.int_type, bits.size))
         np.bitwise_and(odd, 1, out=odd)
         np.add(odd, (1 << (self.drop - 1)) - 1, out=odd)
         np.add(bits, odd, out=codes)
@@ -153,7 +154,7 @@ class FloatLane:
         fmt, layout = self.fmt, self.layout
         if not fmt.signed:
             return self._without_sign(codes, bits)
-        sign = np.right_shift(bits, layout.width - fmt.bits, out=scratch("sign", layout.int, bits.size))
+        sign = np.right_shift(bits, layout.width - fmt.bits, out=scratch("sign", layout.int_type, bits.size))
         np.bitwise_and(sign, self.sign, out=sign)
         if not fmt.has_negative_zero:
             sign[codes == 0] = 0
@@ -176,7 +177,7 @@ class IntLane:
 
     def __init__(self, fmt: IntFormat, layout: Layout, rounding: str, overflow: str) -> None:
         self.fmt, self.layout, self.rounding = fmt, layout, rounding
-        self.lowest, self.highest = layout.float(fmt.min), layout.float(fmt.max)
+        self.lowest, self.highest = layout.float_type(fmt.min), layout.float_type(fmt.max)
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out`."""
@@ -190,7 +191,7 @@ class IntLane:
         return True
 
     def _by_the_remainder(self, out: Array, scratch: Scratch, noise: Array | None) -> None:
-        whole = np.trunc(out, out=scratch("whole", self.layout.float, out.size))
+        whole = np.trunc(out, out=scratch("whole", self.layout.float_type, out.size))
         remainder = np.abs(out - whole)  # exact
         if self.rounding == "nearest_away":
             away = remainder >= 0.5
@@ -199,11 +200,11 @@ class IntLane:
         else:
             assert noise is not None
             away = noise_rounds_up(remainder, noise)
-        np.add(whole, np.copysign(away.astype(self.layout.float), out), out=out)
+        np.add(whole, np.copysign(away.astype(self.layout.float_type), out), out=out)
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
         """Return the codes of a piece: int64, two's complement cut to the width."""
-        rounded = scratch("rounded", self.layout.float, x.size)
+        rounded = scratch("rounded", self.layout.float_type, x.size)
         self.cast(x, rounded, scratch, noise)
         codes = scratch("codes", np.int64 if self.fmt.bits > 24 else np.int32, x.size)
         np.copyto(codes, rounded, casting="unsafe")
@@ -245,7 +246,7 @@ class TableLane:
         below, above = self.values[low], self.values[low + 1]
         if self.rounding.startswith("nearest"):
             middle = self.middle[low]
-            return low + ((x > middle) | ((x == middle) & self.tie_up[low]))
+            return np.asarray(low + ((x > middle) | ((x == middle) & self.tie_up[low])))
         if self.rounding == "toward_zero":
             up = (x < 0) & (x > below)
         elif self.rounding == "up":
@@ -257,4 +258,4 @@ class TableLane:
         else:
             assert noise is not None
             up = noise_rounds_up((x - below) / (above - below), noise)
-        return low + (up | (x == above))
+        return np.asarray(low + (up | (x == above)))

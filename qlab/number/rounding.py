@@ -50,15 +50,15 @@ def round_magnitudes(
     codes : array like `bits`, in scratch memory
         Magnitudes (no sign bit); above ``fmt.max_code`` where the value overflows.
     """
-    n, one = bits.size, layout.int(1)
+    n, one = bits.size, layout.int_type(1)
     mantissa, drop = layout.mantissa_bits, layout.mantissa_bits - fmt.mantissa_bits
     lowest = fmt.emin + layout.bias  # exponent field of the format's lowest binade, in the layout
 
     # exponent field, significand with its leading one (subnormals of the layout have none, and exponent field 1)
-    field = np.bitwise_and(bits, layout.magnitude_mask, out=scratch("field", layout.int, n))
+    field = np.bitwise_and(bits, layout.magnitude_mask, out=scratch("field", layout.int_type, n))
     np.right_shift(field, mantissa, out=field)
-    significand = np.bitwise_and(bits, (1 << mantissa) - 1, out=scratch("significand", layout.int, n))
-    leading = np.minimum(field, one, out=scratch("shift", layout.int, n))
+    significand = np.bitwise_and(bits, (1 << mantissa) - 1, out=scratch("significand", layout.int_type, n))
+    leading = np.minimum(field, one, out=scratch("shift", layout.int_type, n))
     np.left_shift(leading, mantissa, out=leading)
     np.bitwise_or(significand, leading, out=significand)
     np.left_shift(significand, _GUARD, out=significand)
@@ -69,9 +69,10 @@ def round_magnitudes(
     np.maximum(shift, 0, out=shift)
     np.add(shift, drop + _GUARD, out=shift)
     np.minimum(shift, mantissa + _GUARD + 2, out=shift)
-    codes = np.right_shift(significand, shift, out=scratch("codes", layout.int, n))
-    step = np.left_shift(one, shift, out=scratch("step", layout.int, n))
-    remainder = np.bitwise_and(significand, np.subtract(step, one, out=scratch("spare", layout.int, n)), out=significand)
+    codes = np.right_shift(significand, shift, out=scratch("codes", layout.int_type, n))
+    step = np.left_shift(one, shift, out=scratch("step", layout.int_type, n))
+    below_step = np.subtract(step, one, out=scratch("spare", layout.int_type, n))
+    remainder = np.bitwise_and(significand, below_step, out=significand)
 
     # the exponent, counted from the lowest binade, stands above the fraction; the leading one of the significand adds 1
     np.subtract(field, lowest, out=field)
@@ -113,11 +114,10 @@ def _round_up(
         return _noise_rounds_up(remainder, shift, noise)
     inexact = np.not_equal(remainder, 0, out=scratch("up", bool, codes.size))
     if rounding == "to_odd":
-        return np.logical_and(inexact, np.bitwise_and(codes, 1) == 0, out=inexact)
+        return np.asarray(np.logical_and(inexact, np.bitwise_and(codes, 1) == 0, out=inexact))
     negative = np.less(bits, 0, out=scratch("negative", bool, codes.size))
-    if rounding == "up":
-        return np.greater(inexact, negative, out=inexact)
-    return np.logical_and(inexact, negative, out=inexact)
+    and_or = np.greater if rounding == "up" else np.logical_and  # inexact and not negative, inexact and negative
+    return np.asarray(and_or(inexact, negative, out=inexact))
 
 
 def _noise_rounds_up(remainder: Array, shift: Array, noise: Array) -> Array:
@@ -133,23 +133,27 @@ def _below_the_lowest_binade(
     codes: Array, bits: Array, layout: Layout, fmt: FloatFormat, rounding: str, noise: Array | None
 ) -> None:
     """Without subnormals, only zero lies below the smallest value, or nothing at all: correct the codes there."""
-    magnitude = np.abs(bits.view(layout.float)).astype(np.float64)
+    magnitude = np.abs(bits.view(layout.float_type)).astype(np.float64)
     smallest = fmt.smallest_subnormal
     if not fmt.has_zero:
         codes[magnitude <= smallest] = 0
         return
     low = magnitude < smallest
-    fraction = magnitude[low] / smallest
-    negative = bits[low] < 0
-    codes[low] = {
-        "nearest_even": lambda: fraction > 0.5,
-        "nearest_away": lambda: fraction >= 0.5,
-        "toward_zero": lambda: np.zeros(fraction.shape, bool),
-        "up": lambda: (fraction > 0) & ~negative,
-        "down": lambda: (fraction > 0) & negative,
-        "to_odd": lambda: fraction > 0,
-        "stochastic": lambda: noise_rounds_up(fraction, noise[low])  # type: ignore[index],
-    }[rounding]()
+    fraction, negative = magnitude[low] / smallest, bits[low] < 0
+    if rounding == "stochastic":
+        assert noise is not None
+        up = noise_rounds_up(fraction, noise[low])
+    elif rounding == "nearest_even":
+        up = fraction > 0.5
+    elif rounding == "nearest_away":
+        up = fraction >= 0.5
+    else:
+        up = fraction > 0
+        if rounding in ("up", "down"):
+            up &= negative == (rounding == "down")
+        elif rounding == "toward_zero":
+            up[:] = False
+    codes[low] = up
 
 
 def noise_rounds_up(fraction: Array, noise: Array) -> Array:

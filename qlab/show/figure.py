@@ -26,7 +26,7 @@ COLORS = {
 }  # fmt: skip
 """The palette by CSS name (``--qlab-ink`` and so on), with the value for light pages and paper."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "qlab", "font.family": ["DejaVu Sans"], "font.size": 10,
     "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True,
     "axes.titlelocation": "left", "axes.axisbelow": True, "axes.grid": True, "grid.linewidth": 0.6,
@@ -91,7 +91,7 @@ class Figure:
         return figure
 
     def save(self, path: str | Path, **options: Any) -> None:
-        """Write the figure to a file; the ending says how (``.png``, ``.pdf``, ``.svg``). Its words need a font that has them."""
+        """Write the figure to a file, ``.png``, ``.pdf`` or ``.svg``; its words need a font that has their letters."""
         import matplotlib as mpl
 
         fonts = ["DejaVu Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Vazirmatn"]

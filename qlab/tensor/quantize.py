@@ -68,8 +68,9 @@ def fake_quantize(x: Any, scheme: str | Scheme) -> Array:
     if x.dtype.kind not in "fiu":
         raise TypeError(f"x is an array of {x.dtype}; real numbers can be quantized")
     kind = np.float64 if x.dtype == np.float64 or (x.dtype.kind in "iu" and x.dtype.itemsize > 2) else np.float32
-    values = x.astype(kind)
+    values: Array = x.astype(kind)
     scale = kind(find_scale(values, scheme))
     np.divide(values, scale, out=values)
     np.copyto(values, cast(values, scheme.format, overflow="saturate"))
-    return np.multiply(values, scale, out=values)
+    values *= scale
+    return values

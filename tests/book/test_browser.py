@@ -232,6 +232,8 @@ def test_live_search_by_http(site: Path, address: str, tab: Any, code: str) -> N
     tab.locator("dialog input[name=q]").fill(WORDS[code])
     found = tab.locator("dialog .qlab-results a")
     found.first.wait_for()
+    behind = tab.evaluate("getComputedStyle(document.getElementById('pst-search-dialog')).backgroundColor")
+    assert behind == tab.evaluate("getComputedStyle(document.body).backgroundColor"), "the results lie over the page's text"
     link = found.first.get_attribute("href")
     assert link
     assert f"/{code}/" in link, "a result in another language"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +14,7 @@ from book_catalogs import read_catalogs, script_catalog, translator
 from book_finish import add_copy_messages, set_direction
 from book_languages import BOOK, LANGUAGES, ROOT, page_language
 from book_toc import language_pages, language_toc, read_toc
+from qlab_book import _siblings
 from rtl_css import logical
 
 TOC = read_toc()
@@ -58,6 +59,17 @@ def test_language_of_a_page() -> None:
     assert page_language("vi", "index").code == "vi"
     assert page_language("", "book/fa/index").code == "fa"
     assert page_language("", "search").code == "en"
+
+
+def test_switcher_without_a_sibling_leads_to_the_start_page() -> None:
+    config = SimpleNamespace(
+        qlab_language="en", qlab_pages={**{code: ["index"] for code in LANGUAGES}, "en": ["index", "a3_api"]}
+    )
+    links = _siblings(SimpleNamespace(config=config), "a3_api", lambda target, resource: target)
+    assert [(link["url"], link["same"]) for link in links] == [
+        ("#", True),
+        *((f"../{code}/index.html", False) for code in LANGUAGES if code != "en"),
+    ]
 
 
 # ---- stylesheets for both directions ----
@@ -187,7 +199,22 @@ def test_no_advertisement_and_no_live_code(site: Path, pages: list[Path]) -> Non
         assert "Powered by" not in text, page
 
 
-def test_unchanged_book_is_not_built_again(site: Path) -> None:
-    command = [sys.executable, str(ROOT / "book" / "_ext" / "site.py"), "build"]
-    run = subprocess.run(command, capture_output=True, text=True, encoding="utf8", check=True)
-    assert run.stdout.count("unchanged") == len(LANGUAGES)
+def test_digest_tells_whether_a_language_must_be_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = runpy.run_path(str(ROOT / "book" / "_ext" / "site.py"))
+    source_digest = builder["source_digest"]
+    glossary = tmp_path / "book" / "glossary.csv"
+    for path in (*(tmp_path / name for name in ("_config.yml", "_toc.yml", "book/references.bib")), glossary):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("", "utf8")
+    (tmp_path / "book" / "fa").mkdir()
+    page = tmp_path / "book" / "fa" / "page.md"
+    monkeypatch.setitem(source_digest.__globals__, "ROOT", tmp_path)
+    monkeypatch.setitem(source_digest.__globals__, "BOOK", tmp_path / "book")
+    seen = [source_digest("fa")]
+    for path, text in ((page, "one"), (page, "two"), (glossary, "key")):
+        path.write_text(text, "utf8")
+        seen.append(source_digest("fa"))
+    english = source_digest("en")
+    page.unlink()
+    assert len({*seen, source_digest("fa")}) == 5
+    assert source_digest("en") == english, "a Persian page is no business of the English site"

@@ -1,0 +1,94 @@
+"""Figures and tables: the same bytes every time, one geometry in all languages, words in the reader's language."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+import qlab
+from qlab.show.figure import COLORS, superscript
+from qlab.show.language import LANGUAGES, label
+
+FIGURES = {
+    "number_line": lambda: qlab.show.number_line("float6_e3m2fn"),
+    "binades": lambda: qlab.show.binades("float16", "bfloat16"),
+    "spacing": lambda: qlab.show.spacing("float16"),
+    "roofline": lambda: qlab.show.roofline([(1, 16, 1.0), (64, 4, 256.0)], flops=790e12, bandwidth=4.3e12),
+    "energy": qlab.show.energy,
+    "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
+    "accuracy_and_size": lambda: qlab.show.accuracy_and_size([32, 4, 2], [97.5, 96.0, 20.0], [19.0, 2.4, 1.2]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _language_back():
+    yield
+    qlab.set_language(None)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_same_bytes_every_time(name):
+    assert FIGURES[name]()._repr_html_() == FIGURES[name]()._repr_html_()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_words_change_with_the_language_and_nothing_else(name):
+    shapes, texts = set(), {}
+    for language in LANGUAGES:
+        qlab.set_language(language)
+        html = FIGURES[name]()._repr_html_()
+        svg = html[html.index("<svg") : html.index("</svg>") + 6]
+        root = ET.fromstring(svg)  # well-formed
+        texts[language] = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+        without_words = re.sub(r'aria-label="[^"]*"|>[^<]*<', "><", svg)
+        shapes.add(without_words)
+        assert root.get("aria-label") == FIGURES[name]().word("alt")
+        assert label(f"figure.{name}.caption", language, **FIGURES[name]().data)[:20] in html.replace("&#x27;", "'")
+    assert len(shapes) == 1
+    assert repr(FIGURES[name]()).isascii()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_page_decides_colours_and_fonts(name):
+    svg = FIGURES[name]().svg()
+    assert "DejaVu" not in svg
+    assert "<style" not in svg
+    assert "<metadata" not in svg
+    for key, color in COLORS.items():
+        bare = re.sub(rf"var\(--qlab-{key}, {color}\)", "", svg)
+        assert color not in bare
+    assert not re.search(r"(fill|stroke): #0{6}", svg)
+    assert re.search(r'viewBox="0 0 [\d.]+ [\d.]+"', svg)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_outside_a_notebook_it_is_a_matplotlib_figure(name, tmp_path):
+    figure = FIGURES[name]()
+    assert type(figure.matplotlib()).__name__ == "Figure"
+    figure.save(tmp_path / "figure.png", dpi=40)
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_unknown_formats_and_formats_without_exponent():
+    with pytest.raises(ValueError, match="float16"):
+        qlab.show.number_line("flot16")
+    with pytest.raises(TypeError, match="no exponent"):
+        qlab.show.binades("int8")
+
+
+def test_superscript():
+    assert superscript(-14) == "2⁻¹⁴"
+
+
+def test_table_in_a_notebook_and_in_a_terminal():
+    table = qlab.show.Table(("format", "max"), [("a<b", 448.0), ("zero", 0.1234567)])
+    qlab.set_language("vi")
+    html = table._repr_html_()
+    assert "a&lt;b" in html
+    assert label("column.max", "vi") in html
+    assert label("cell.zero", "vi") in html
+    assert "<td>zero</td>" not in html
+    assert repr(table) == "format     max\na<b        448\nzero    0.1235"
