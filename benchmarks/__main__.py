@@ -1,0 +1,24 @@
+"""Run all benchmarks, print their tables, and store them under results/ with machine, versions and commit."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import number
+from benchmarks.timing import machine, store
+from qlab.show.table import Table
+
+SUITES = {"number": number.run}
+
+
+def main(names: list[str]) -> None:
+    """Run the named suites, all unless named."""
+    print("nanoseconds per element, medians;", ", ".join(f"{k} {v}" for k, v in machine().items()))
+    for name in names or SUITES:
+        rows = SUITES[name]()
+        print(f"\n{name}\n{Table(tuple(rows[0]), [tuple(row.values()) for row in rows])}")
+        print(f"stored in {store(name, rows)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
