@@ -29,7 +29,7 @@ def finish_build(app: Sphinx, exception: Exception | None) -> None:
     page_label = f'aria-label="{_("On this page")}"'  # the theme says aria-label="Page"
     for page in site.rglob("*.html"):
         if "_static" not in page.relative_to(site).parts:
-            _rewrite(page, lambda text: set_direction(text).replace('aria-label="Page"', page_label))
+            _rewrite(page, lambda text: keep_together(set_direction(text)).replace('aria-label="Page"', page_label))
     for pattern in MIRRORED:
         for stylesheet in (site / "_static").glob(pattern):
             _rewrite(stylesheet, logical)
@@ -48,6 +48,13 @@ def set_direction(page: str) -> str:
     if match is None or " dir=" in page[match.start() : page.index(">", match.start())]:
         return page
     return page[: match.end()] + f' dir="{directions.get(match[1], "ltr")}"' + page[match.end() :]
+
+
+def keep_together(page: str) -> str:
+    """Puts a word joiner between an inline formula and the punctuation that touches it: no line may break there."""
+    formula = r'<span class="math[^"]*">\\\(.*?\\\)</span>'
+    page = re.sub(rf"([(\[（「《«“])({formula})", "\\1\u2060\\2", page)
+    return re.sub(rf"({formula})([)\],.;:!?，。；：！？）、»”،؛؟])", "\\1\u2060\\2", page)
 
 
 def add_copy_messages(script: str) -> str:

@@ -106,7 +106,8 @@ def execute(path: Path) -> None:
     notebook = read(path)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     english = english_of(path)
-    measured = {c.id: c.outputs for c in read(english).cells if _is_measured(c)} if english else {}
+    language = path.parent.name
+    measured = {c.id: _translated(c.outputs, language) for c in read(english).cells if _is_measured(c)} if english else {}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
@@ -119,6 +120,17 @@ def execute(path: Path) -> None:
             output.pop("transient", None)
     notebook.metadata = NotebookNode(KERNEL)
     write(notebook, path)
+
+
+def _translated(outputs: list[NotebookNode], language: str) -> list[NotebookNode]:
+    """Put a measured table's headings into another language; its plain text begins with the keys of the columns."""
+    from qlab.show.language import label
+
+    for output in outputs:
+        for key in output.data["text/plain"].splitlines()[0].split():
+            english, words = (f">{label(f'column.{key}', of)}</th>" for of in ("en", language))
+            output.data["text/html"] = output.data["text/html"].replace(english, words)
+    return outputs
 
 
 def _merged(outputs: list[NotebookNode]) -> list[NotebookNode]:

@@ -74,7 +74,11 @@ def binades(*formats: str | Format, low: int = -10, high: int = 6) -> Figure:
             color = COLORS[f"c{i % 8}"]
             inside = x <= fmt.max
             axes.plot(x[inside], step[inside], color=color)
-            axes.text(1.02, step[inside][-1], fmt.name, color=color, transform=axes.get_yaxis_transform(), va="center")
+            end = x[inside][-1]
+            if end < x[-1]:  # the format ends within the figure
+                axes.text(end, step[inside][-1] * 2.0, fmt.name, color=color, va="bottom", ha="right")
+            else:
+                axes.text(1.02, step[-1], fmt.name, color=color, transform=axes.get_yaxis_transform(), va="center")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         _power_ticks(axes.xaxis, range(low, high + 1, 4))
@@ -82,7 +86,7 @@ def binades(*formats: str | Format, low: int = -10, high: int = 6) -> Figure:
         _power_ticks(axes.yaxis, range(min(steps), max(steps) + 1, 6))
         axes.set(xlim=(2.0**low, 2.0**high), xlabel=word("x"), ylabel=word("y"))
 
-    return Figure("binades", draw, (6.6, 3.4), {"formats": ", ".join(f.name for f in chosen)})
+    return Figure("binades", draw, (6.6, 3.4), {"formats": " / ".join(f.name for f in chosen)})
 
 
 def spacing(fmt: str | Format, *, low: int | None = None, high: int | None = None) -> Figure:
@@ -107,12 +111,15 @@ def spacing(fmt: str | Format, *, low: int | None = None, high: int | None = Non
         axes.plot(x, error, color=COLORS["c0"], linewidth=1.1)
         axes.axhline(fmt.epsilon / 2, color=COLORS["c1"], linewidth=1.1, linestyle=(0, (4, 3)))
         axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        bottom = -fmt.mantissa_bits - 6
         _power_ticks(axes.xaxis, range(low, high + 1, max(1, (high - low) // 6)))
-        axes.set(xlim=(2.0**low, 2.0**high), ylim=(0, 1.05 * error.max()), xlabel=word("x"), ylabel=word("y"))
-        axes.text(2.0**high, fmt.epsilon / 2, word("bound"), color=COLORS["c1"], va="bottom", ha="right")
-        axes.text(2.0**low * 1.1, error.max(), word("subnormal"), color=COLORS["c1"], va="top")
+        _power_ticks(axes.yaxis, range(bottom, 1, max(1, -bottom // 6)))
+        axes.set(xlim=(2.0**low, 2.0**high), ylim=(2.0**bottom, 2.0), xlabel=word("x"), ylabel=word("y"))
+        axes.text(2.0**high, fmt.epsilon * 0.6, word("bound"), color=COLORS["c1"], va="bottom", ha="right")
+        axes.text(fmt.smallest_normal * 0.9, 1.6, word("subnormal"), color=COLORS["c1"], va="top", ha="right")
 
-    data = {"format": fmt.name, "precision": fmt.mantissa_bits + 1, "smallest_normal": f"{fmt.smallest_normal:.4g}",
+    data = {"format": fmt.name, "bound": superscript(-fmt.mantissa_bits - 1), "smallest_normal": superscript(fmt.emin),
             "largest_error": f"{error[x >= fmt.smallest_normal].max():.4g}"}  # fmt: skip
     return Figure("spacing", draw, (6.6, 3.0), data)
 
@@ -230,8 +237,10 @@ def accuracy_and_size(bits: Sequence[int], accuracy: Sequence[float], kilobytes:
         top = figure.add_axes((0.1, 0.47, 0.88, 0.47))
         top.plot(position, accuracy, "o-", color=COLORS["c0"])
         for i, value in enumerate(accuracy):
-            top.text(i, value + 4, f"{value:.1f}", ha="center", color=COLORS["c0"])
-        top.set(xlim=(-0.5, len(bits) - 0.5), ylim=(min(50.0, min(accuracy) - 8), 112), xticks=position)
+            dip = 0 < i < len(bits) - 1 and value < min(accuracy[i - 1], accuracy[i + 1])
+            shift, align = (-5, "top") if dip else (4, "bottom")
+            top.text(i, value + shift, f"{value:.1f}", ha="center", va=align, color=COLORS["c0"])
+        top.set(xlim=(-0.5, len(bits) - 0.5), ylim=(min(50.0, min(accuracy) - 22), 118), xticks=position)
         top.tick_params(labelbottom=False)
         top.set_title(word("accuracy"), color=COLORS["c0"])
         bottom = figure.add_axes((0.1, 0.13, 0.88, 0.22))
