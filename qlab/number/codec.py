@@ -286,11 +286,9 @@ def _bfloat16_holds(fmt: FloatFormat) -> bool:
 
 
 def _layout(dtype: np.dtype[Any], fmt: Format) -> Layout:
-    """Return the float to work in: it holds the input and every value of the format, normal ones as normal ones."""
+    """Return the float to work in: it holds the input and every value of the format."""
     narrow = dtype.itemsize <= 2 or dtype == np.float32
-    if narrow and holds(np.dtype(np.float32), fmt) and not (isinstance(fmt, FloatFormat) and fmt.emin < -126):
-        return FLOAT32
-    return FLOAT64
+    return FLOAT32 if narrow and holds(np.dtype(np.float32), fmt) else FLOAT64
 
 
 @lru_cache(maxsize=512)

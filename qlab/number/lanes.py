@@ -1,23 +1,15 @@
 """What happens to one piece of an array: a lane turns floats that lie in the cache into codes or rounded values.
 
-For floating-point formats there are three spellings of the same rounding, which agree to the last bit:
-
-* the *law*, `rounding.round_magnitudes`: integers, for every format and rounding;
-* *add and subtract*, for nearest-even: adding ``1.5 * 2**k`` pushes the bits that must go out of the float's lower end,
-  where the processor itself rounds them, ties to even; subtracting it again leaves the rounded value;
-* *same exponent*, for a format with the exponent field of the float it comes from (bfloat16 from float32): a carry.
-
 Pieces are contiguous, of shape (n,) and dtype ``layout.float_type``, and free of NaN where the format has none.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from qlab._pieces import Array, Scratch
-from qlab.number.bits import Layout
+from qlab.number.bits import FLOAT32, FLOAT64, Layout
+from qlab.number.fast import ExponentLane, fast_lane
 from qlab.number.formats import FloatFormat, IntFormat, TableFormat
 from qlab.number.rounding import noise_rounds_up, round_magnitudes
 
@@ -25,115 +17,46 @@ __all__ = ["FloatLane", "IntLane", "TableLane"]
 
 
 class FloatLane:
-    """The constants of a conversion to a `FloatFormat`, and the lanes that use them."""
+    """Conversion to a `FloatFormat`: a fast lane where one is made for the piece, else the law."""
 
     def __init__(self, fmt: FloatFormat, layout: Layout, rounding: str, overflow: str) -> None:
         self.fmt, self.layout, self.rounding = fmt, layout, rounding
         self.saturate = overflow == "saturate"
         self.clamps = self.saturate or (fmt.infinity_code is None and fmt.nan_code is None)
-        self.drop = layout.mantissa_bits - fmt.mantissa_bits
-        top = math.frexp(fmt.max)[1] - 1  # exponent of the highest binade
-        self.low_field = (fmt.emin + layout.bias) << layout.mantissa_bits
-        self.top_field = (top + layout.bias) << layout.mantissa_bits
-        regular = rounding == "nearest_even" and fmt.subnormals and fmt.mantissa_bits >= 1 and fmt.signed
-        self.adds = regular and self.drop >= 2 and top + 1 + self.drop <= layout.bias
-        self.carries = (
-            regular and self.drop >= 1 and fmt.bias == layout.bias and fmt.infinities and fmt.nans == "ieee"
-        ) and top == layout.bias
-        self.push = (self.drop << layout.mantissa_bits) | (1 << (layout.mantissa_bits - 1))
-        self.beyond = math.ldexp(1.0, min(top + 1, layout.bias))  # overflows; what is below it is left alone
-        self.beyond_field = self.top_field + (1 << layout.mantissa_bits)
+        self.fast = fast_lane(fmt, layout, rounding, self.saturate)
         self.sign = fmt.sign_mask - (1 << layout.width) * (fmt.bits == layout.width)  # as a signed integer
-
-    def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
-        """Return the codes of a piece: integers of the layout's width, in scratch memory."""
-        bits = x.view(self.layout.int_type)
-        if self.adds:
-            codes = self._encode_by_adding(x, bits, scratch)
-        elif self.carries and not self._has_large(bits, scratch):
-            return self._carry(bits, scratch("codes", self.layout.int_type, x.size), scratch)
-        else:
-            codes = round_magnitudes(bits, self.layout, self.fmt, self.rounding, scratch, noise)
-            self._overflow(codes, bits)
-        return self._with_sign(codes, bits, scratch)
+        self.wide = layout is FLOAT32 and fmt.emin + layout.bias < 1  # the law needs float64 here
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out` if a fast lane can; say whether it could."""
+        return self.fast is not None and self.fast.cast(x, out, scratch, noise)
+
+    def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
+        """Return the codes of a piece: integers, in scratch memory."""
+        codes = None if self.fast is None else self.fast.encode(x, scratch, noise)
+        if codes is None and self.wide:
+            return FloatLane(self.fmt, FLOAT64, self.rounding, "saturate" if self.saturate else "ieee").encode(
+                x.astype(np.float64), scratch, noise
+            )
         bits = x.view(self.layout.int_type)
-        if self.adds:
-            self._cast_by_adding(x, bits, out, scratch)
-        elif self.carries and not self._has_large(bits, scratch):
-            codes = self._carry(bits, out.view(self.layout.int_type), scratch)
-            np.left_shift(codes, self.drop, out=codes)
-        else:
-            return False
-        return True
-
-    # --- add and subtract ------------------------------------------------------------------------------------------
-    def _cast_by_adding(self, x: Array, bits: Array, out: Array, scratch: Scratch) -> None:
-        layout, limit = self.layout, self.fmt.max if self.clamps else self.beyond
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, x.size))
-        large = field.max() >= self.top_field
-        sign = np.bitwise_and(bits, ~layout.magnitude_mask, out=scratch("sign", layout.int_type, x.size))
-        if large:
-            clipped = scratch("clipped", layout.float_type, x.size)
-            x = np.clip(x, layout.float_type(-limit), layout.float_type(limit), out=clipped)
-            np.minimum(field, self.top_field if self.clamps else self.beyond_field, out=field)
-        np.maximum(field, self.low_field, out=field)
-        pushed = np.add(field, self.push, out=field).view(layout.float_type)
-        np.add(x, pushed, out=out)
-        np.subtract(out, pushed, out=out)
-        if large and not self.clamps:
-            over = np.greater(np.abs(out, out=pushed), self.fmt.max, out=scratch("over", bool, x.size))
-            np.copyto(out, np.inf if self.fmt.infinities else np.nan, where=over)
-        np.bitwise_or(out.view(layout.int_type), sign, out=out.view(layout.int_type))
-        if not self.fmt.has_negative_zero:
-            np.add(out, 0, out=out)
-
-    def _encode_by_adding(self, x: Array, bits: Array, scratch: Scratch) -> Array:
-        layout = self.layout
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, x.size))
-        highest = field.max()
-        magnitude = np.abs(x, out=scratch("magnitude", layout.float_type, x.size))
-        if highest >= self.top_field:
-            np.fmin(magnitude, layout.float_type(self.beyond), out=magnitude)
-            np.minimum(field, self.beyond_field, out=field)
-        np.maximum(field, self.low_field, out=field)
-        pushed = np.add(field, self.push, out=field)
-        np.add(magnitude, pushed.view(layout.float_type), out=magnitude)
-        codes = magnitude.view(layout.int_type)
-        np.subtract(codes, pushed, out=codes)  # the rounded significand, an integer
-        np.right_shift(pushed, self.drop, out=pushed)  # the exponent, where a code has it
-        np.add(codes, pushed, out=codes)
-        np.subtract(codes, (self.low_field + self.push) >> self.drop, out=codes)
-        if highest >= self.top_field:
-            if self.clamps and highest < layout.exponent_mask:
-                np.minimum(codes, self.fmt.max_code, out=codes)
-            else:
-                self._overflow(codes, bits)
-        return codes
-
-    # --- same exponent ---------------------------------------------------------------------------------------------
-    def _has_large(self, bits: Array, scratch: Scratch) -> bool:
-        field = np.bitwise_and(bits, self.layout.exponent_mask, out=scratch("field", self.layout.int_type, bits.size))
-        return bool(field.max() >= (self.top_field if self.saturate else self.layout.exponent_mask))
-
-    def _carry(self, bits: Array, codes: Array, scratch: Scratch) -> Array:
-        """Add just under half a step, or half a step where the kept part is odd, and cut."""
-        odd = np.right_shift(bits, self.drop, out=scratch("spare", self.layout.int_type, bits.size))
-        np.bitwise_and(odd, 1, out=odd)
-        np.add(odd, (1 << (self.drop - 1)) - 1, out=odd)
-        np.add(bits, odd, out=codes)
-        np.right_shift(codes, self.drop, out=codes)
-        return np.bitwise_and(codes, (1 << self.fmt.bits) - 1, out=codes)
+        if codes is None:
+            codes = round_magnitudes(bits, self.layout, self.fmt, self.rounding, scratch, noise)
+        elif isinstance(self.fast, ExponentLane):
+            return codes
+        self._overflow(codes, bits)
+        return self._with_sign(codes, bits, scratch)
 
     # --- what all lanes share --------------------------------------------------------------------------------------
     def _overflow(self, codes: Array, bits: Array) -> None:
         """Correct the codes (magnitudes) above the largest one: what overflows, infinities and NaN."""
         fmt, layout = self.fmt, self.layout
-        over = np.greater(codes, fmt.max_code)
-        if not over.any():
+        highest = codes.max()
+        if highest <= fmt.max_code:
             return
+        if self.clamps and fmt.nan_code is None:
+            np.clip(codes, 0, fmt.max_code, out=codes)
+            return
+        over = np.greater(codes, fmt.max_code)
         bits = bits[over]
         magnitude = bits & layout.magnitude_mask
         beyond = fmt.infinity_code if fmt.infinity_code is not None else fmt.nan_code
@@ -215,29 +138,33 @@ class TableLane:
     """Conversion to a `TableFormat`: find the two neighbours in the table and choose. It stops at the table's ends."""
 
     def __init__(self, fmt: TableFormat, layout: Layout, rounding: str, overflow: str) -> None:
-        self.fmt, self.rounding = fmt, rounding
-        table = fmt.values()
-        self.values, codes = np.unique(table[~np.isnan(table)], return_index=True)  # ascending; first code of each value
-        self.codes = np.flatnonzero(~np.isnan(table))[codes]
-        below, above = self.values[:-1], self.values[1:]
-        total = below + above
-        lost = (below - (total - above)) + (above - (total - (total - above)))  # of the sum, exactly
-        self.middle = total / 2
-        self.middle[lost < 0] = np.nextafter(self.middle[lost < 0], -np.inf)  # the last float not above the true middle
+        self.rounding = rounding
+        self.values, self.codes = fmt.ordered
+        self.middle, rest = fmt.thresholds.T.copy()
+        self.middle[rest < 0] = np.nextafter(self.middle[rest < 0], -np.inf)  # the last float not above the true boundary
         even_above = (self.codes[1:] % 2 == 0) & (self.codes[:-1] % 2 == 1)
-        self.tie_up = (lost == 0) & (even_above if rounding == "nearest_even" else above > 0)
+        tie = (rest == 0) & (self.middle > self.values[:-1])
+        self.tie_up = tie & (even_above if rounding == "nearest_even" else self.values[1:] > 0)
+        self.nan_code, self.saturate = fmt.nan_code, overflow == "saturate"
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out`."""
-        np.copyto(out, self.values[self._index(x, noise)], casting="same_kind")
+        values = self.values[self._index(x, noise)]
+        if self.nan_code is not None:
+            values[self._is_nan(x)] = np.nan
+        np.copyto(out, values, casting="same_kind")
         return True
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
         """Return the codes of a piece, int64; NaN gives the table's NaN."""
         codes = self.codes[self._index(x, noise)]
-        if self.fmt.nan_code is not None:
-            codes[np.isnan(x)] = self.fmt.nan_code
+        if self.nan_code is not None:
+            codes[self._is_nan(x)] = self.nan_code
         return codes
+
+    def _is_nan(self, x: Array) -> Array:
+        """What becomes NaN where the table has one: NaN, and infinities too unless they saturate."""
+        return np.asarray(np.isnan(x) if self.saturate else ~np.isfinite(x))
 
     def _index(self, x: Array, noise: Array | None) -> Array:
         x = np.clip(x.astype(np.float64), self.values[0], self.values[-1])
@@ -246,8 +173,8 @@ class TableLane:
         below, above = self.values[low], self.values[low + 1]
         if self.rounding.startswith("nearest"):
             middle = self.middle[low]
-            return np.asarray(low + ((x > middle) | ((x == middle) & self.tie_up[low])))
-        if self.rounding == "toward_zero":
+            up = (x > middle) | ((x == middle) & self.tie_up[low])
+        elif self.rounding == "toward_zero":
             up = (x < 0) & (x > below)
         elif self.rounding == "up":
             up = x > below
