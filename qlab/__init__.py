@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qlab.number.codec import cast, decode, encode
     from qlab.number.explain import Explanation, explain
     from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat, get_format
+    from qlab.number.measures import format_report, rank_formats, ulp, ulp_distance
+    from qlab.number.p3109 import p3109
     from qlab.show.language import get_language, set_language
     from qlab.tensor.quantize import fake_quantize
     from qlab.tensor.scheme import SCHEMES, Scheme, get_scheme
@@ -30,6 +32,8 @@ _WHERE = {
     "qlab.number.codec": ("cast", "decode", "encode"),
     "qlab.number.explain": ("Explanation", "explain"),
     "qlab.number.formats": ("FORMATS", "FloatFormat", "IntFormat", "TableFormat", "get_format"),
+    "qlab.number.measures": ("format_report", "rank_formats", "ulp", "ulp_distance"),
+    "qlab.number.p3109": ("p3109",),
     "qlab.show.language": ("get_language", "set_language"),
     "qlab.tensor.quantize": ("fake_quantize",),
     "qlab.tensor.scheme": ("SCHEMES", "Scheme", "get_scheme"),
@@ -38,8 +42,8 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "Scheme", "TableFormat", "cast", "data", "decode",
-    "encode", "explain", "fake_quantize", "get_format", "get_language", "get_num_threads", "get_scheme", "set_language",
-    "set_num_threads", "show",
+    "encode", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
+    "get_scheme", "p3109", "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
 ]  # fmt: skip
 
 

@@ -20,6 +20,8 @@ def one_of(argument: str, value: object, allowed: Iterable[str]) -> str:
 def unknown_name(kind: str, name: object, known: Iterable[str], remedy: str) -> NoReturn:
     """Raise a ValueError for a name that is in no table, offering the nearest ones."""
     words = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), words, n=3, cutoff=0.4)
+    text = str(name).lower()
+    near = [word for word in words if text and word.startswith(text)][:3]
+    near = near or difflib.get_close_matches(text, words, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(f"unknown {kind} {name!r}: {hint}{remedy}")

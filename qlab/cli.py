@@ -20,10 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     ...
     0
     """
+    from qlab import __version__
     from qlab.number.rounding import ROUNDINGS
     from qlab.show.language import LANGUAGES
 
     parser = argparse.ArgumentParser(prog="qlab", description="Number formats, exactly.")
+    parser.add_argument("--version", action="version", version=f"qlab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     explain = commands.add_parser("explain", help="show step by step what a format makes of a number")
     explain.add_argument("x", help="a number such as 6.75, 0.1, 1/3, -inf, nan (taken exactly)")

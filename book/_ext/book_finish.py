@@ -51,10 +51,14 @@ def set_direction(page: str) -> str:
 
 
 def keep_together(page: str) -> str:
-    """Puts a word joiner between an inline formula and the punctuation that touches it: no line may break there."""
+    """Lets no line break between an inline formula and the punctuation that touches it."""
     formula = r'<span class="math[^"]*">\\\(.*?\\\)</span>'
-    page = re.sub(rf"([(\[（「《«“])({formula})", "\\1\u2060\\2", page)
-    return re.sub(rf"({formula})([)\],.;:!?，。；：！？）、»”،؛؟])", "\\1\u2060\\2", page)
+    touching = rf"([(\[（「《«“]*){formula}([)\],.;:!?，。；：！？）、»”،؛؟]*)"
+
+    def joined(match: re.Match[str]) -> str:
+        return f'<span class="qlab-joined">{match[0]}</span>' if match[1] or match[2] else match[0]
+
+    return page if "qlab-joined" in page else re.sub(touching, joined, page)
 
 
 def add_copy_messages(script: str) -> str:

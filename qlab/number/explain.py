@@ -7,7 +7,8 @@ a test holds that it gives the codes of `encode`.
 from __future__ import annotations
 
 import math
-from decimal import Decimal
+from bisect import bisect_left, bisect_right
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +23,8 @@ from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get
 from qlab.number.rounding import ROUNDINGS
 
 __all__ = ["Explanation", "explain"]
+
+_REACH = 5000  # decimal exponents beyond every format; exact fractions stay short
 
 
 def explain(x: Any, fmt: str | Format, *, rounding: str = "nearest_even", language: str | None = None) -> Explanation:
@@ -75,6 +78,8 @@ def explain(x: Any, fmt: str | Format, *, rounding: str = "nearest_even", langua
 
         one_of("language", language, LANGUAGES)
     exact = _exact(x)
+    if isinstance(exact, float) and math.isnan(exact) and getattr(fmt, "nan_code", None) is None:
+        raise ValueError(f"{fmt.name} has no NaN to explain; formats with one are float16, float8_e4m3fn and others")
     if isinstance(exact, float):
         return _not_finite(exact, fmt, rounding, language)
     if isinstance(fmt, FloatFormat):
@@ -85,28 +90,39 @@ def explain(x: Any, fmt: str | Format, *, rounding: str = "nearest_even", langua
 def _exact(x: Any) -> Fraction | float:
     """Return a number, or a text like "0.1", as an exact fraction (or as a float if it is not finite)."""
     if isinstance(x, str):
-        try:
-            return Fraction(x.strip())
-        except (ValueError, ZeroDivisionError):
-            try:
-                return float(x)
-            except ValueError:
-                raise ValueError(f"x={x!r} is not a number; write it like 6.75, '0.1', 1/3 or nan") from None
+        return _read(x.strip())
     if isinstance(x, (Fraction, Decimal)) and math.isfinite(x):
-        return Fraction(x)
+        return _in_reach(Fraction(x) if isinstance(x, Fraction) or abs(x.adjusted()) < _REACH else None, x)
     if isinstance(x, (bool, np.bool_)) or np.ndim(x) != 0:
         raise TypeError(f"explain takes one number, not {x!r}; for arrays use encode or cast")
     if isinstance(x, (int, np.integer)):
-        return Fraction(int(x))
+        return _in_reach(Fraction(int(x)), "x")
     try:
         value = float(x)
     except TypeError:
         raise TypeError(f"explain takes one number, not {type(x).__name__}") from None
     if not math.isfinite(value):
         return value
-    if isinstance(x, np.floating) and np.dtype(type(x)).itemsize > 8:
-        return Fraction(*x.as_integer_ratio())
-    return Fraction(value)
+    return Fraction(*x.as_integer_ratio()) if isinstance(x, np.longdouble) else Fraction(value)
+
+
+def _read(text: str) -> Fraction | float:
+    """Return the number that a text stands for, exactly."""
+    try:
+        if "/" in text:
+            return _in_reach(Fraction(text), text)
+        number = Decimal(text)
+    except (ValueError, ZeroDivisionError, InvalidOperation):
+        raise ValueError(f"x={text!r} is not a number; write it like 6.75, '0.1', 1/3, inf or nan") from None
+    if not number.is_finite():
+        return float(number)
+    return _in_reach(Fraction(number) if abs(number.adjusted()) < _REACH else None, text)
+
+
+def _in_reach(value: Fraction | None, shown: object) -> Fraction:
+    if value is None or (value and abs(value.numerator.bit_length() - value.denominator.bit_length()) > 4 * _REACH):
+        raise ValueError(f"x={shown} is out of reach; explain takes numbers from 1e-{_REACH} to 1e{_REACH}, and zero")
+    return value
 
 
 def _is_negative(x: Any, exact: Fraction) -> bool:
@@ -135,20 +151,24 @@ def _in_a_list(x: Fraction, fmt: IntFormat | TableFormat, rounding: str, languag
     """Integers and tables: the value is one of two neighbours in a list."""
     low, high, known = _list_neighbours(x, fmt)
     middle = None
+    by_midpoint = getattr(fmt, "boundaries", None) is None
     if known:
         value, why = x, "exact"
     elif low is None or high is None:
         value, why = Fraction(fmt.min if low is None else fmt.max), "overflow"
     else:
-        middle = (low + high) / 2
-        up = _goes_up(x, low, high, fmt, rounding)
+        middle = (low + high) / 2 if by_midpoint else _boundary(low, fmt)
+        up = _goes_up(x, low, middle, high, fmt, rounding)
         value = high if up else low
         why = reason(x, middle, value, rounding)
+        if not by_midpoint:
+            why = {"nearer_above": "above_boundary", "nearer_below": "below_boundary"}.get(why, why)
     code = int(encode(float(value), fmt))
     words = {"x": x, "value": value, "below": low, "above": high, "midpoint": middle}
     values = {key: "" if v is None else decimal(v) for key, v in words.items()}
     values |= {"bits": bit_string(code, fmt), "code": str(code), "format": fmt.name}
-    keys = ["list_exact"] if known else ["list_end"] if middle is None else ["list_between", f"list_{why}"]
+    between = "list_between" if by_midpoint else "list_boundary"
+    keys = ["list_exact"] if known else ["list_end"] if middle is None else [between, f"list_{why}"]
     return Explanation(
         x, fmt, rounding, code, float(value), None if low is None else float(low), None if high is None else float(high),
         middle, None if low is None or high is None or known else float(high - low), None, None, why,
@@ -163,14 +183,23 @@ def _list_neighbours(x: Fraction, fmt: IntFormat | TableFormat) -> tuple[Fractio
         low = None if x <= lowest else min(Fraction(math.ceil(x) - 1), highest)
         high = None if x >= highest else max(Fraction(math.floor(x) + 1), lowest)
         return low, high, x.denominator == 1 and lowest <= x <= highest
-    values = {Fraction(v) for v in fmt.table if not math.isnan(v)}
-    low, high = max((v for v in values if v < x), default=None), min((v for v in values if v > x), default=None)
-    return low, high, x in values
+    values, _ = fmt.ordered
+    first, after = bisect_left(values, x), bisect_right(values, x)  # Python compares floats and fractions exactly
+    low = Fraction(float(values[first - 1])) if first > 0 else None
+    high = Fraction(float(values[after])) if after < len(values) else None
+    return low, high, after > first
 
 
-def _goes_up(x: Fraction, low: Fraction, high: Fraction, fmt: Format, rounding: str) -> bool:
+def _boundary(low: Fraction, fmt: Format) -> Fraction:
+    """Return where rounding to nearest changes from the value `low` of a table to the next one."""
+    assert isinstance(fmt, TableFormat)
+    near, rest = fmt.thresholds[bisect_left(fmt.ordered[0], low)].tolist()
+    return Fraction(near) + Fraction(rest)
+
+
+def _goes_up(x: Fraction, low: Fraction, middle: Fraction, high: Fraction, fmt: Format, rounding: str) -> bool:
     low_odd, high_odd = (int(encode(float(v), fmt)) % 2 == 1 for v in (low, high))
     if rounding.startswith("nearest"):
         tie_up = low_odd and not high_odd if rounding == "nearest_even" else high > 0
-        return x * 2 > low + high or (x * 2 == low + high and tie_up)
+        return x > middle or (x == middle and tie_up)
     return {"up": True, "down": False, "toward_zero": x < 0, "to_odd": not low_odd}[rounding]

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from qlab.number.bits import bit_string
-from qlab.number.explanation import Explanation, binary, decimal, field_values, reason
+from qlab.number.explanation import Explanation, binary, decimal, field_values, reason, to_float
 from qlab.number.formats import FloatFormat
 
 __all__ = ["explain_float"]
@@ -68,7 +68,7 @@ def explain_float(x: Fraction, negative: bool, fmt: FloatFormat, rounding: str, 
     below, above = _neighbours(x, magnitude, floor_code, remainder, negative, fmt)
     guard, sticky = cut or (None, None)
     return Explanation(
-        x, fmt, rounding, full, value, below, above, middle, float(step), guard, sticky, why,
+        x, fmt, rounding, full, value, below, above, middle, to_float(step), guard, sticky, why,
         *field_values(full, fmt), language, tuple(messages),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from html import escape
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from qlab.number.bits import bit_string
 from qlab.number.formats import FloatFormat, Format
 
-__all__ = ["Explanation", "binary", "decimal", "field_values", "reason"]
+__all__ = ["Explanation", "binary", "decimal", "field_values", "reason", "to_float"]
 
 _SHOWN = 40  # binary digits written out before an ellipsis
 
@@ -29,7 +30,7 @@ class Explanation:
     rounding : str
         How it was rounded.
     code : int
-        Its bit pattern.
+        Its bit pattern, not negative (`encode` returns 32-bit patterns as int32).
     value : float
         What the code stands for.
     sign, exponent, fraction : int or None
@@ -97,7 +98,7 @@ class Explanation:
             rows.append(("fraction", f"{self.fraction}/{2**self.format.mantissa_bits}"))
         rows.append(("value", decimal(self.value)))
         if self.error:
-            rows.append(("error", f"{float(self.error):.6g}"))
+            rows.append(("error", f"{to_float(self.error):.6g}"))
         for name in ("below", "above", "ulp"):
             value = getattr(self, name)
             if value is not None:
@@ -169,12 +170,23 @@ def _isolate(text: str) -> str:
 
 def decimal(x: Any) -> str:
     """Write a number so that nothing is lost: floats shortest, fractions exactly where that is short."""
-    if isinstance(x, Fraction):
-        if x.denominator == 1:
-            return str(x.numerator) if abs(x) < 10**16 else f"{float(x)!r}"
-        short = Fraction(repr(float(x))) if abs(x) < Fraction(10) ** 300 else x
-        return repr(float(x)) if short == x or Fraction(float(x)) == x else f"{float(x)!r}..."
-    return repr(float(x)).removesuffix(".0") if math.isfinite(x) and abs(x) < 1e16 else repr(float(x))
+    if not isinstance(x, Fraction):
+        return repr(float(x)).removesuffix(".0") if math.isfinite(x) and abs(x) < 1e16 else repr(float(x))
+    if x.denominator == 1 and abs(x) < 10**16:
+        return str(x.numerator)
+    with localcontext(Context(prec=17, Emax=10**6, Emin=-(10**6))):
+        rounded = (Decimal(x.numerator) / Decimal(x.denominator)).normalize()
+    if abs(rounded.adjusted()) > 300:
+        return f"{rounded:e}"
+    return repr(float(x)) if Fraction(repr(float(x))) == x or Fraction(float(x)) == x else f"{float(x)!r}..."
+
+
+def to_float(x: Fraction) -> float:
+    """Return the nearest float64; infinity beyond its range."""
+    try:
+        return float(x)
+    except OverflowError:
+        return math.inf if x > 0 else -math.inf
 
 
 def binary(x: Fraction, digits: int = _SHOWN) -> str:

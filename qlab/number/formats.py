@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -306,7 +306,7 @@ class IntFormat:
         return _values(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TableFormat:
     """A format that is a list of values: code i stands for ``values[i]``.
 
@@ -314,33 +314,110 @@ class TableFormat:
     ----------
     name : str
         What it is called in messages and tables.
-    table : sequence of float
-        2 to 65536 values, finite or NaN, at least two of them distinct numbers; in any order.
+    values : sequence of float
+        2 to 65536 values, finite or NaN, at least two of them distinct numbers; in any order. Kept as `table`.
+    boundaries : sequence of float or of (float, float), optional
+        Where rounding to nearest changes from each distinct value to the next, in ascending order: one fewer than there
+        are distinct values, each between its two values (or one of them: all that lies between goes to the other). A
+        pair is the sum of a float and a small rest, for a boundary that is no float64. The midpoints unless given;
+        posits and takums round on their bit strings instead.
+
+    Notes
+    -----
+    Finite values beyond the table become its ends, and so do infinities, unless the table has a NaN: then that.
+
+    Raises
+    ------
+    ValueError
+        If the values or the boundaries are none of these.
 
     Examples
     --------
     >>> import qlab
     >>> qlab.cast([0.2, -3.0], qlab.TableFormat("ternary", [-1, 0, 1]))
     array([ 0., -1.])
+    >>> qlab.cast([0.2, 0.9], qlab.TableFormat("dead_zone", [-1, 0, 1], boundaries=[-0.75, 0.75]))
+    array([0., 1.])
     """
 
     name: str
     table: tuple[float, ...]
+    boundaries: Array | None = None
 
-    def __init__(self, name: str, values: object) -> None:
+    def __init__(self, name: str, values: object, *, boundaries: object = None) -> None:
         table = tuple(float(v) for v in values)  # type: ignore[attr-defined]
         finite = {v for v in table if math.isfinite(v)}
         if len(finite) < 2 or len(table) > 65536 or any(map(math.isinf, table)):
             raise ValueError(f"{name}: a table needs 2 to 65536 finite values (or NaN), at least two of them distinct")
         object.__setattr__(self, "name", str(name))
         object.__setattr__(self, "table", table)
+        object.__setattr__(self, "boundaries", None if boundaries is None else self._pairs(boundaries))
+
+    def _pairs(self, boundaries: object) -> Array:
+        pairs: Array = np.array(boundaries, np.float64)
+        given = pairs.shape
+        if pairs.ndim == 1:
+            pairs = np.stack([pairs, np.zeros_like(pairs)], axis=1)
+        values, _ = self.ordered
+        if pairs.shape != (len(values) - 1, 2):
+            raise ValueError(
+                f"{self.name}: boundaries of shape {given} do not fit; give one number (or one pair) "
+                f"for each of the {len(values) - 1} gaps between the {len(values)} distinct values"
+            )
+        wrong = np.flatnonzero(~((pairs[:, 0] >= values[:-1]) & (pairs[:, 0] <= values[1:])))
+        if wrong.size:
+            i = wrong[0]
+            raise ValueError(
+                f"{self.name}: boundary {i} is {pairs[i, 0]}; it must lie between its values {values[i]} and {values[i + 1]}"
+            )
+        pairs.flags.writeable = False
+        return pairs
+
+    def __hash__(self) -> int:
+        return hash((self.name, len(self.table)))  # equal formats have equal hashes; thousands of values are not walked
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, TableFormat):
+            return NotImplemented
+        mine, theirs = self.values(), other.values()
+        same_values = np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(np.signbit(mine), np.signbit(theirs))
+        return self.name == other.name and same_values and np.array_equal(self.thresholds, other.thresholds)
+
+    def __repr__(self) -> str:
+        shown = repr(self.table) if len(self.table) <= 16 else f"<{len(self.table)} values from {self.min} to {self.max}>"
+        return f"TableFormat({self.name!r}, {shown}{'' if self.boundaries is None else ', boundaries=...'})"
+
+    @cached_property
+    def ordered(self) -> tuple[Array, Array]:
+        """The distinct numbers of the table in ascending order, and the code (the first one) of each."""
+        table = np.array(self.table)
+        codes = np.flatnonzero(~np.isnan(table))
+        values, first = np.unique(table[codes], return_index=True)
+        codes = codes[first]
+        values.flags.writeable = codes.flags.writeable = False
+        return values, codes
+
+    @cached_property
+    def thresholds(self) -> Array:
+        """Where rounding to nearest changes from each distinct value to the next: float64 of shape (distinct values - 1, 2).
+
+        Each is the sum of a float and a rest: the `boundaries` given, else the midpoints.
+        """
+        if self.boundaries is not None:
+            return self.boundaries
+        below, above = self.ordered[0][:-1], self.ordered[0][1:]
+        total = below + above
+        rest = (below - (total - above)) + (above - (total - (total - above)))  # of the sum, exactly
+        return np.stack([total / 2, rest / 2], axis=1)
 
     @property
     def bits(self) -> int:
         """Bits of a code."""
         return max(1, (len(self.table) - 1).bit_length())
 
-    @property
+    @cached_property
     def nan_code(self) -> int | None:
         """The first code that stands for NaN, or None."""
         return next((code for code, value in enumerate(self.table) if math.isnan(value)), None)
@@ -355,25 +432,29 @@ class TableFormat:
     @property
     def max(self) -> float:
         """Largest value."""
-        return max(v for v in self.table if not math.isnan(v))
+        return float(self.ordered[0][-1])
 
     @property
     def min(self) -> float:
         """Lowest value."""
-        return min(v for v in self.table if not math.isnan(v))
+        return float(self.ordered[0][0])
 
     @property
     def smallest_normal(self) -> float:
-        """Smallest positive value."""
-        return min((v for v in self.table if v > 0), default=math.nan)
+        """Smallest positive value; NaN where there is none."""
+        return self._above(0)
 
     smallest_subnormal = smallest_normal
 
     @property
     def epsilon(self) -> float:
         """Distance from 1 to the next larger value; NaN where 1 is not in the table or is its largest value."""
-        above = [v for v in self.table if v > 1]
-        return min(above) - 1 if 1 in self.table and above else math.nan
+        return self._above(1) - 1 if 1 in self.ordered[0] else math.nan
+
+    def _above(self, limit: float) -> float:
+        values = self.ordered[0]
+        place = int(np.searchsorted(values, limit, side="right"))
+        return float(values[place]) if place < len(values) else math.nan
 
     def values(self) -> Array:
         """Return the value of each code, in the order of the codes: float64 of shape (len(table),)."""
@@ -403,13 +484,24 @@ def _values(fmt: FloatFormat | IntFormat) -> Array:
 
 
 class FormatTable(Mapping[str, Format]):
-    """The named formats, in the order of the book's table; a mapping that a notebook shows as that table."""
+    """The named formats, in the order of the book's table; a mapping that a notebook shows as that table.
 
-    def __init__(self, formats: list[Format]) -> None:
-        self._formats = {fmt.name: fmt for fmt in formats}
+    An entry is a format, or a name with a function that builds it: it is called once, when the format is first asked for.
+    """
+
+    def __init__(self, formats: Sequence[Format | tuple[str, Callable[[], Format]]]) -> None:
+        self._formats: dict[str, Format | Callable[[], Format]] = dict(
+            entry if isinstance(entry, tuple) else (entry.name, entry) for entry in formats
+        )
 
     def __getitem__(self, name: str) -> Format:
-        return self._formats[name]
+        entry = self._formats[name]
+        if callable(entry):
+            entry = self._formats[name] = entry()
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._formats
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._formats)
@@ -434,7 +526,8 @@ def get_format(fmt: str | Format) -> Format:
     Parameters
     ----------
     fmt : str or Format
-        A name of `FORMATS`, an everyday alias (``fp16``, ``bf16``, ``tf32``, ``fp8_e4m3``, ``fp4``), or an object.
+        A name of `FORMATS`, an everyday alias (``fp16``, ``bf16``, ``tf32``, ``fp8_e4m3``, ``fp4``), an integer width
+        (``int24``), a name of IEEE P3109 (``binary8p3se``, see `p3109`), or an object.
 
     Raises
     ------
@@ -453,7 +546,8 @@ def get_format(fmt: str | Format) -> Format:
     if isinstance(fmt, (FloatFormat, IntFormat, TableFormat)):
         return fmt
     if not isinstance(fmt, str):
-        raise TypeError(f"a format is a name or a FloatFormat, IntFormat or TableFormat, not {type(fmt).__name__}")
+        allowed = "a format is a name such as 'float16', or a FloatFormat, IntFormat or TableFormat"
+        raise TypeError(f"{allowed}, not {fmt!r}")
     name = ALIASES.get(fmt.lower(), fmt.lower())
     if name in FORMATS:
         return FORMATS[name]
@@ -461,7 +555,24 @@ def get_format(fmt: str | Format) -> Format:
         bits, signed = int(match[2]), not match[1]
         if 1 + signed <= bits <= 32:
             return IntFormat(bits, signed)
+    if name.startswith("binary"):
+        from qlab.number.p3109 import p3109_from_name
+
+        if found := p3109_from_name(name):
+            return found
     unknown_name("format", fmt, [*FORMATS, *ALIASES], "qlab.FORMATS lists all names")
+
+
+def _posit(bits: int) -> Format:
+    from qlab.number.tapered import posit
+
+    return posit(bits)
+
+
+def _takum(bits: int) -> Format:
+    from qlab.number.tapered import takum
+
+    return takum(bits)
 
 
 # QLoRA, appendix E; the float32 values that bitsandbytes stores.
@@ -494,6 +605,10 @@ FORMATS = FormatTable(
         FloatFormat("float6_e2m3fn", 2, 3, **_FINITE),  # type: ignore[arg-type]
         FloatFormat("float4_e2m1fn", 2, 1, **_FINITE),  # type: ignore[arg-type]
         TableFormat("nf4", _NF4.split()),
+        ("posit8", partial(_posit, 8)),
+        ("posit16", partial(_posit, 16)),
+        ("takum8", partial(_takum, 8)),
+        ("takum16", partial(_takum, 16)),
         *(IntFormat(bits) for bits in range(2, 17)),
         *(IntFormat(bits, signed=False) for bits in range(2, 17)),
     ]

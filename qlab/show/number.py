@@ -32,6 +32,8 @@ def number_line(fmt: str | Format, *, limit: float | None = None) -> Figure:
     fmt = get_format(fmt)
     values = np.unique(fmt.values())
     limit = fmt.max if limit is None else float(limit)
+    if not limit > 0:
+        raise ValueError(f"limit={limit} is not allowed; give a positive number")
     values = values[(values >= 0) & (values <= limit)]
     subnormal = (values < fmt.smallest_normal) & (values > 0)
     power = np.frexp(values)[0] == 0.5
@@ -64,6 +66,8 @@ def binades(*formats: str | Format, low: int = -10, high: int = 6) -> Figure:
         Exponents of two between which the values lie.
     """
     chosen = [_float_format(f) for f in formats]
+    if not chosen or low >= high:
+        raise ValueError(f"got {len(chosen)} formats from 2**{low} to 2**{high}; give at least one, and low below high")
     x = np.exp2(np.linspace(low, high, 24 * (high - low) + 1))
     exponent = np.frexp(x)[1] - 1
 
@@ -74,8 +78,8 @@ def binades(*formats: str | Format, low: int = -10, high: int = 6) -> Figure:
             color = COLORS[f"c{i % 8}"]
             inside = x <= fmt.max
             axes.plot(x[inside], step[inside], color=color)
-            end = x[inside][-1]
-            if end < x[-1]:  # the format ends within the figure
+            end = float(x[inside][-1])
+            if end < 0.9 * x[-1]:  # the format ends within the figure
                 axes.text(end, step[inside][-1] * 2.0, fmt.name, color=color, va="bottom", ha="right")
             else:
                 axes.text(1.02, step[-1], fmt.name, color=color, transform=axes.get_yaxis_transform(), va="center")
@@ -134,6 +138,8 @@ def roofline(points: Sequence[tuple[int, int, float]], *, flops: float, bandwidt
     flops, bandwidth : float
         What the machine computes, in operations per second, and moves, in bytes per second.
     """
+    if not (flops > 0 and bandwidth > 0):
+        raise ValueError(f"flops={flops}, bandwidth={bandwidth}: a machine computes and moves more than nothing")
     ridge = flops / bandwidth
 
     def draw(figure: Any, word: Word) -> None:
@@ -200,12 +206,14 @@ def digit_with_fewer_words(picture: Array, digit: int) -> Figure:
         What it shows.
     """
     picture = np.asarray(picture, np.float64)
+    if picture.ndim != 2:
+        raise ValueError(f"picture has shape {picture.shape}; it must have rows and columns, as (8, 8)")
     versions = [(bits, np.round(picture * (2**bits - 1)) / (2**bits - 1)) for bits in (4, 3, 2, 1)]
 
     def draw(figure: Any, word: Word) -> None:
         for i, (bits, levels) in enumerate(versions):
             axes = figure.add_axes((0.01 + 0.25 * i, 0.02, 0.23, 0.82))
-            axes.pcolormesh(levels[::-1], cmap="gray_r", vmin=0, vmax=1, edgecolors="face", linewidth=0.3)
+            axes.pcolormesh(levels[::-1], cmap="gray_r", vmin=0, vmax=1, edgecolors="face", linewidth=1)
             axes.set(xticks=[], yticks=[], aspect="equal")
             axes.grid(False)
             for side in ("top", "right"):

@@ -37,6 +37,9 @@ class Table:
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
         self.columns, self.rows, self.caption = tuple(columns), [tuple(row) for row in rows], caption
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {row!r} has {len(row)} cells; the table has {len(self.columns)} columns")
 
     def _repr_html_(self) -> str:
         language = get_language()

@@ -14,7 +14,7 @@ __all__ = ["fake_quantize", "find_scale"]
 
 
 def find_scale(x: Array, scheme: Scheme) -> float:
-    """Return the scale of a tensor, a float32; 1 for a tensor of zeros.
+    """Return the scale of a tensor, in the tensor's dtype; 0 for a tensor of zeros.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def find_scale(x: Array, scheme: Scheme) -> float:
     if not np.isfinite(largest) or lowest != lowest:
         raise ValueError("x holds infinities or NaN, which have no scale; clean it first, as with numpy.nan_to_num")
     scale = largest / scheme.format.max if scheme.scale == "absmax" else float(np.abs(x).mean(dtype=np.float64))
-    return float(np.float32(scale)) or 1.0
+    return float(x.dtype.type(scale))
 
 
 def fake_quantize(x: Any, scheme: str | Scheme) -> Array:
@@ -55,8 +55,8 @@ def fake_quantize(x: Any, scheme: str | Scheme) -> Array:
 
     Notes
     -----
-    Exact at the given scale: ``cast(x / scale) * scale``, each operation rounded once in the dtype of the result, the
-    scale rounded to float32. Book: chapter 01.
+    Exact at the given scale: ``cast(x / scale) * scale``, each operation and the scale rounded once in the dtype of
+    the result. A tensor of zeros stays zeros. Book: chapter 01.
 
     Examples
     --------
@@ -70,6 +70,8 @@ def fake_quantize(x: Any, scheme: str | Scheme) -> Array:
     kind = np.float64 if x.dtype == np.float64 or (x.dtype.kind in "iu" and x.dtype.itemsize > 2) else np.float32
     values: Array = x.astype(kind)
     scale = kind(find_scale(values, scheme))
+    if scale == 0:
+        return values * 0
     np.divide(values, scale, out=values)
     np.copyto(values, cast(values, scheme.format, overflow="saturate"))
     values *= scale

@@ -88,6 +88,18 @@ def test_decimals_and_fractions_are_taken_exactly():
     assert qlab.explain("0.29201377183198", "nf4").why == "nearer_below"
 
 
+def test_numbers_beyond_float64():
+    for x, value in (("1e400", math.inf), ("-1e5000", -math.inf), ("1e-400", 0.0), (10**400, math.inf)):
+        told = qlab.explain(x, "float64")
+        assert told.value == value
+        assert told.text()
+        assert told._repr_html_()
+    assert qlab.explain("1e400", "float64", rounding="toward_zero").value == qlab.get_format("float64").max
+    for x in ("1e999999999", "1e-999999999", 10**6000):
+        with pytest.raises(ValueError, match="out of reach"):
+            qlab.explain(x, "float16")
+
+
 def test_minus_zero():
     told = qlab.explain(-0.0, "float16")
     assert told.code == 0x8000

@@ -15,11 +15,13 @@ from qlab.number.formats import ALIASES, FORMATS, FloatFormat, IntFormat, TableF
 def test_every_promised_name_is_there():
     promised = (
         "float64 float32 tfloat32 bfloat16 float16 float8_e5m2 float8_e4m3 float8_e4m3fn float8_e4m3fnuz float8_e5m2fnuz "
-        "float8_e4m3b11fnuz float8_e3m4 float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn nf4"
+        "float8_e4m3b11fnuz float8_e3m4 float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn nf4 posit8 posit16 "
+        "takum8 takum16"
     ).split()
     promised += [f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 17)]
     assert set(promised) == set(FORMATS)
     assert all(FORMATS[name].name == name for name in promised)
+    assert "posit9" not in FORMATS
 
 
 def test_everyday_names():
@@ -74,6 +76,18 @@ def test_values_are_a_copy():
     assert qlab.get_format("float4_e2m1fn").values()[1] == 0.5
 
 
+def test_large_tables_are_cheap_to_hash_short_to_print_and_equal_after_pickling():
+    fmt = TableFormat("large", [*range(65535), float("nan")])
+    assert len(repr(fmt)) < 120
+    assert hash(fmt) == hash(pickle.loads(pickle.dumps(fmt)))
+    assert fmt == pickle.loads(pickle.dumps(fmt))  # NaN and all
+    assert fmt != TableFormat("large", [*range(1, 65536), float("nan")])
+    assert TableFormat("t", [0.0, 1]) != TableFormat("t", [-0.0, 1])
+    assert TableFormat("t", [0, 1]) == TableFormat("t", [0, 1], boundaries=[0.5]) != TableFormat("t", [0, 1], boundaries=[0.6])
+    assert repr(TableFormat("t", [0, 1])) == "TableFormat('t', (0.0, 1.0))"
+    assert TableFormat("t", [0, 1]) != "t"
+
+
 def test_nf4_is_the_published_table():
     values = qlab.get_format("nf4").values()
     assert (values < 0).sum() == 7
@@ -85,7 +99,7 @@ REFUSED = [
     (lambda: qlab.get_format("flaot16"), "did you mean 'float16'"),
     (lambda: qlab.get_format("int99"), "unknown format 'int99'"),
     (lambda: qlab.get_format("int1"), "unknown format 'int1'"),
-    (lambda: qlab.get_format(16), "not int"),
+    (lambda: qlab.get_format(16), "not 16"),
     (lambda: FloatFormat("f", 0, 3), "exponent_bits=0"),
     (lambda: FloatFormat("f", 4, -1), "mantissa_bits=-1"),
     (lambda: FloatFormat("f", 4.0, 3), "exponent_bits=4.0"),
@@ -102,6 +116,9 @@ REFUSED = [
     (lambda: IntFormat(1), "2 to 32 bits"),
     (lambda: TableFormat("t", [1, 1]), "distinct"),
     (lambda: TableFormat("t", [1, float("inf")]), "finite"),
+    (lambda: TableFormat("t", [2, 0, 1, 1], boundaries=[0.5]), "t: boundaries of shape (1,) do not fit; give one number"),
+    (lambda: TableFormat("t", [2, 0, 1, 1], boundaries=[0.5, 2.5]), "boundary 1 is 2.5; it must lie between its values 1.0"),
+    (lambda: TableFormat("t", [0, 1], boundaries=[float("nan")]), "boundary 0 is nan"),
     (lambda: qlab.get_format("float32").values(), "too many to list"),
 ]
 
