@@ -167,32 +167,32 @@ const WORDS = Object.fromEntries(`
 number|Number|数|Số|عدد
 format|Format|格式|Định dạng|قالب
 sign|sign|符号|dấu|علامت
-exponent|exponent|指数|số mũ|نما
-fraction|fraction|尾数|phần lẻ|کسر
-stored|Stored value|存储的值|Giá trị được lưu|مقدار ذخیره‌شده
+exponent|exponent|指数字段|số mũ|نما
+fraction|fraction|尾数字段|phần lẻ|کسر
+stored|Stored value|存下的值|Giá trị được lưu|مقدار ذخیره‌شده
 zero|zero|零|số 0|صفر
 subnormal|subnormal number|非规格化数|số dưới chuẩn|عدد زیرنرمال
 normal|normal number|规格化数|số chuẩn tắc|عدد نرمال
 inf|infinity|无穷大|vô cực|بی‌نهایت
-nan|not a number (NaN)|非数（NaN）|không phải số (NaN)|ناعدد (NaN)
+nan|not a number (NaN)|NaN（非数）|không phải số (NaN)|ناعدد (NaN)
 error|Error|误差|Sai số|خطا
 typed|Typed number|输入的数|Số đã nhập|عدد واردشده
-below|Neighbour below|下方相邻值|Giá trị kề dưới|همسایهٔ پایین
+below|Neighbour below|下方邻居|Giá trị kề dưới|همسایهٔ پایین
 middle|Midpoint|中点|Điểm giữa|نقطهٔ میانی
-above|Neighbour above|上方相邻值|Giá trị kề trên|همسایهٔ بالا
+above|Neighbour above|上方邻居|Giá trị kề trên|همسایهٔ بالا
 exact|Stored exactly.|可以精确表示。|Được lưu chính xác.|دقیقاً ذخیره می‌شود.
-tie|A tie: exactly half-way between the neighbours.|平局：恰好在两个相邻值的正中间。|Hòa: nằm đúng chính giữa hai giá trị kề.|تساوی: درست در میانهٔ دو همسایه.
-to_below|Nearer the neighbour below.|离下方相邻值更近。|Gần giá trị kề dưới hơn.|به همسایهٔ پایین نزدیک‌تر است.
-to_above|Nearer the neighbour above.|离上方相邻值更近。|Gần giá trị kề trên hơn.|به همسایهٔ بالا نزدیک‌تر است.
+tie|A tie: exactly half-way between the neighbours.|平局：恰好在两个邻居的正中间。|Hòa: nằm đúng chính giữa hai giá trị kề.|تساوی: درست در میانهٔ دو همسایه.
+to_below|Nearer the neighbour below.|离下方邻居更近。|Gần giá trị kề dưới hơn.|به همسایهٔ پایین نزدیک‌تر است.
+to_above|Nearer the neighbour above.|离上方邻居更近。|Gần giá trị kề trên hơn.|به همسایهٔ بالا نزدیک‌تر است.
 over|Beyond the largest value, {max}.|超出最大值 {max}。|Vượt quá giá trị lớn nhất, {max}.|فراتر از بزرگ‌ترین مقدار، {max}.
 under|Below the smallest value.|小于最小值。|Nhỏ hơn giá trị nhỏ nhất.|کوچک‌تر از کوچک‌ترین مقدار.
 negative|{format} has no negative values.|{format} 没有负数。|{format} không có giá trị âm.|{format} مقدار منفی ندارد.
-nearest_even|nearest, ties to even|就近，平局取偶|gần nhất, hòa về số chẵn|نزدیک‌ترین، در تساوی به زوج
-nearest_away|nearest, ties away from 0|就近，平局远离 0|gần nhất, hòa ra xa 0|نزدیک‌ترین، در تساوی دور از 0
-toward_zero|toward 0|向 0|về phía 0|به سوی 0
-up|up|向上|lên trên|رو به بالا
-down|down|向下|xuống dưới|رو به پایین
-to_odd|to odd|取奇|về số lẻ|به فرد
+nearest_even|nearest, ties to even|就近舍入，平局取偶|gần nhất, hòa về số chẵn|نزدیک‌ترین، در تساوی به زوج
+nearest_away|nearest, ties away from 0|就近舍入，平局远离零|gần nhất, hòa ra xa 0|نزدیک‌ترین، در تساوی دور از 0
+toward_zero|toward 0|向零舍入|về phía 0|به سوی 0
+up|up|向上舍入|lên trên|رو به بالا
+down|down|向下舍入|xuống dưới|رو به پایین
+to_odd|to odd|向奇数舍入|về số lẻ|به فرد
 bad|Not a number. Examples: {samples}|这不是数。例如：{samples}|Không phải số. Ví dụ: {samples}|این عدد نیست. نمونه‌ها: {samples}
 wide|{format} has only {bits} bits.|{format} 只有 {bits} 位。|{format} chỉ có {bits} bit.|{format} فقط {bits} بیت دارد.
 long|Too many digits, or too large an exponent.|位数太多，或指数太大。|Quá nhiều chữ số hoặc số mũ quá lớn.|رقم‌ها یا نمای عدد بیش از اندازه بزرگ است.
@@ -219,7 +219,7 @@ label, dt, td, small { color: var(--muted); font-size: .85rem; }
 label { flex: 1 1 11rem; }
 input, select, button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--muted); border-radius: .3rem; }
 input, select { display: block; width: 100%; height: 2.5rem; padding: 0 .5rem; font-size: 1rem; }
-input, select, span, .field button { font-family: var(--pst-font-family-monospace, ui-monospace, monospace); }
+input, select, span, td small, .field button { font-family: var(--pst-font-family-monospace, ui-monospace, monospace); }
 :focus-visible { outline: 3px solid var(--below); position: relative; z-index: 1; }
 p { margin: .3rem 0; min-height: 1lh; }
 #message { color: var(--qlab-bad, #b3261e); }
@@ -244,8 +244,8 @@ i { position: absolute; bottom: -2px; width: 2px; height: 1.1rem; margin-left: -
 i.typed { bottom: -6px; width: 10px; height: 10px; margin-left: -5px; border-radius: 50%; }
 .typed { color: var(--ink); } .middle { color: var(--muted); } .below { color: var(--below); } .above { color: var(--qlab-c1, #b4480b); }
 table { border-collapse: collapse; width: 100%; }
-td { padding: .2rem 0; border-top: 1px solid var(--grid); }
-td span { margin-inline-end: .7rem; }
+td { padding-block: .2rem; padding-inline: 0 .5rem; border-top: 1px solid var(--grid); }
+td span { margin-inline-end: .4rem; }
 @container (max-width: 42rem) { .facts { grid-template-columns: 1fr; } .value { font-size: inherit; } .wide { min-height: 2lh; } .long { max-width: 13.3rem; } td small { display: none; } td:first-child { width: 36%; } td span + span { display: block; width: max-content; } }
 `;
 
@@ -276,7 +276,7 @@ function boxes({ code, negative, field, tail }, { E, M, bits }, current) {
 /** The error, also in steps. */
 function difference(off, step) {
   if (!off?.n) return off ? "0" : "–";
-  return `${decimal(off, 10)} (${decimal({ n: times2(off.n, -step), d: times2(off.d, step) }, 4)} ULP)`;
+  return `${decimal(off, 10)} (${decimal({ n: times2(off.n, -step), d: times2(off.d, step) }, 4)} ulp)`;
 }
 
 function readout({ x, stored, off, step, verdict, share, middle, ...sides }, format) {
@@ -292,7 +292,7 @@ function readout({ x, stored, off, step, verdict, share, middle, ...sides }, for
     return `<tr><td>${say(rounding)} <small>${rounding}</small><td>${ltr({ "": "", below: "↓\u00a0", above: "↑\u00a0" }[end] + name, end)} ${ltr(hex(code, format), "middle")}`;
   };
   return `<dl class="facts">${row(say("stored"), `${value}<br>${ltr(hex(stored.code, format))} ${say(stored.kind)}<br>${ltr(stored.d ? formula(stored, format) : "–", wide)}`)}
-${row(say("error"), ltr(difference(off, step)))}${row("ULP", ltr(ulp))}</dl>
+${row(say("error"), ltr(difference(off, step)))}${row("ulp", ltr(ulp))}</dl>
 <div class="line" dir="ltr">${middle ? marks : ""}</div><p>${verdict ? say(verdict, format) : ""}</p>
 <dl class="ends">${Object.keys(ends).map((end) => row(`<b class="${end}">●</b> ${say(end)}`, ltr(ends[end], end))).join("")}</dl>
 <table>${ROUNDINGS.map(result).join("")}</table>`;

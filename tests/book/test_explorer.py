@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Context, Decimal
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,14 @@ class Tab:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Tab]:
-    api = pytest.importorskip("playwright.sync_api")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium found; set CHROMIUM to its path")
+    if chromium is None or find_spec("playwright") is None:
+        (pytest.fail if os.environ.get("QLAB_REQUIRE_BROWSER") == "1" else pytest.skip)("needs Chromium and playwright")
+    from playwright.sync_api import sync_playwright
+
     with ThreadPoolExecutor(1) as pool:
-        playwright = pool.submit(api.sync_playwright().start).result()
+        playwright = pool.submit(sync_playwright().start).result()
         browser = pool.submit(playwright.chromium.launch, executable_path=chromium, args=FLAGS).result()
         page = pool.submit(browser.new_page, viewport={"width": 900, "height": 900}).result()
         page.folder, page.complaints = tmp_path_factory.mktemp("explorer"), []
