@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--language", choices=list(LANGUAGES), help="language of the steps")
     commands.add_parser("formats", help="list the named formats")
 
-    negative = [f" {a}" if a[:1] == "-" and a[1:2] in "0123456789.in" and len(a) > 1 else a for a in arguments or sys.argv[1:]]
+    negative = [
+        f" {a}" if a[:1] == "-" and a[1:2] in "0123456789.in" and len(a) > 1 else a for a in arguments or sys.argv[1:]
+    ]
     options = parser.parse_args(negative)
     try:
         if options.command == "formats":

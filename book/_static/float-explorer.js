@@ -167,8 +167,8 @@ const WORDS = Object.fromEntries(`
 number|Number|数|Số|عدد
 format|Format|格式|Định dạng|قالب
 sign|sign|符号|dấu|علامت
-exponent|exponent|指数字段|số mũ|نما
-fraction|fraction|尾数字段|phần lẻ|کسر
+exponent|exponent|指数字段|số mũ|فیلد نما
+fraction|fraction|尾数字段|phần lẻ|فیلد کسری
 stored|Stored value|存下的值|Giá trị được lưu|مقدار ذخیره‌شده
 zero|zero|零|số 0|صفر
 subnormal|subnormal number|非规格化数|số dưới chuẩn|عدد زیرنرمال
@@ -177,26 +177,26 @@ inf|infinity|无穷大|vô cực|بی‌نهایت
 nan|not a number (NaN)|NaN（非数）|không phải số (NaN)|ناعدد (NaN)
 error|Error|误差|Sai số|خطا
 typed|Typed number|输入的数|Số đã nhập|عدد واردشده
-below|Neighbour below|下方邻居|Giá trị kề dưới|همسایهٔ پایین
+below|Neighbour below|下方邻居|Giá trị kề dưới|همسایهٔ پایینی
 middle|Midpoint|中点|Điểm giữa|نقطهٔ میانی
-above|Neighbour above|上方邻居|Giá trị kề trên|همسایهٔ بالا
+above|Neighbour above|上方邻居|Giá trị kề trên|همسایهٔ بالایی
 exact|Stored exactly.|可以精确表示。|Được lưu chính xác.|دقیقاً ذخیره می‌شود.
-tie|A tie: exactly half-way between the neighbours.|平局：恰好在两个邻居的正中间。|Hòa: nằm đúng chính giữa hai giá trị kề.|تساوی: درست در میانهٔ دو همسایه.
-to_below|Nearer the neighbour below.|离下方邻居更近。|Gần giá trị kề dưới hơn.|به همسایهٔ پایین نزدیک‌تر است.
-to_above|Nearer the neighbour above.|离上方邻居更近。|Gần giá trị kề trên hơn.|به همسایهٔ بالا نزدیک‌تر است.
+tie|A tie: exactly half-way between the neighbours.|平局：恰好在两个邻居的正中间。|Hòa: nằm đúng chính giữa hai giá trị kề.|تساوی: درست میان دو همسایه.
+to_below|Nearer the neighbour below.|离下方邻居更近。|Gần giá trị kề dưới hơn.|به همسایهٔ پایینی نزدیک‌تر است.
+to_above|Nearer the neighbour above.|离上方邻居更近。|Gần giá trị kề trên hơn.|به همسایهٔ بالایی نزدیک‌تر است.
 over|Beyond the largest value, {max}.|超出最大值 {max}。|Vượt quá giá trị lớn nhất, {max}.|فراتر از بزرگ‌ترین مقدار، {max}.
 under|Below the smallest value.|小于最小值。|Nhỏ hơn giá trị nhỏ nhất.|کوچک‌تر از کوچک‌ترین مقدار.
-negative|{format} has no negative values.|{format} 没有负数。|{format} không có giá trị âm.|{format} مقدار منفی ندارد.
-nearest_even|nearest, ties to even|就近舍入，平局取偶|gần nhất, hòa về số chẵn|نزدیک‌ترین، در تساوی به زوج
-nearest_away|nearest, ties away from 0|就近舍入，平局远离零|gần nhất, hòa ra xa 0|نزدیک‌ترین، در تساوی دور از 0
-toward_zero|toward 0|向零舍入|về phía 0|به سوی 0
+negative|{format} has no negative values.|{format} 没有负数。|{format} không có giá trị âm.|قالب {format} مقدار منفی ندارد.
+nearest_even|nearest, ties to even|就近舍入，平局取偶|gần nhất, hòa về số chẵn|به نزدیک‌ترین، در تساوی به زوج
+nearest_away|nearest, ties away from 0|就近舍入，平局远离零|gần nhất, hòa ra xa 0|به نزدیک‌ترین، در تساوی دور از صفر
+toward_zero|toward 0|向零舍入|về phía 0|رو به صفر
 up|up|向上舍入|lên trên|رو به بالا
 down|down|向下舍入|xuống dưới|رو به پایین
 to_odd|to odd|向奇数舍入|về số lẻ|به فرد
 bad|Not a number. Examples: {samples}|这不是数。例如：{samples}|Không phải số. Ví dụ: {samples}|این عدد نیست. نمونه‌ها: {samples}
-wide|{format} has only {bits} bits.|{format} 只有 {bits} 位。|{format} chỉ có {bits} bit.|{format} فقط {bits} بیت دارد.
-long|Too many digits, or too large an exponent.|位数太多，或指数太大。|Quá nhiều chữ số hoặc số mũ quá lớn.|رقم‌ها یا نمای عدد بیش از اندازه بزرگ است.
-no_nan|{format} has no NaN.|{format} 没有 NaN。|{format} không có NaN.|{format} مقدار NaN ندارد.
+wide|{format} has only {bits} bits.|{format} 只有 {bits} 位。|{format} chỉ có {bits} bit.|قالب {format} فقط {bits} بیت دارد.
+long|Too many digits, or too large an exponent.|位数太多，或指数太大。|Quá nhiều chữ số hoặc số mũ quá lớn.|شمار رقم‌ها یا نمای عدد بیش از اندازه بزرگ است.
+no_nan|{format} has no NaN.|{format} 没有 NaN。|{format} không có NaN.|قالب {format} مقدار NaN ندارد.
 `.trim().split("\n").map((line) => [line.split("|")[0], line.split("|").slice(1)]));
 
 const language = () => Math.max(["en", "zh", "vi", "fa"].indexOf(document.documentElement.lang.slice(0, 2)), 0);

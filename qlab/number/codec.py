@@ -10,23 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from qlab._check import one_of
 from qlab._pieces import Array, Scratch, walk
+from qlab.backend.dispatch import is_tensor
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
 from qlab.number.lanes import FloatLane, IntLane, TableLane
+from qlab.number.noise import philox, seed_of
+from qlab.number.policies import PeerExponentLane, overflow_of, rounds_twice
 from qlab.number.rounding import ROUNDINGS
 
-__all__ = ["OVERFLOWS", "cast", "code_dtype", "decode", "encode", "value_dtype"]
+__all__ = ["OVERFLOWS", "Rules", "cast", "code_dtype", "decode", "encode", "value_dtype"]
 
 OVERFLOWS = ("ieee", "saturate")
 NAN_RULES = ("raise", "zero")
 
-Lane = FloatLane | IntLane | TableLane
+Lane = FloatLane | IntLane | TableLane | PeerExponentLane
 
 
 def code_dtype(fmt: str | Format) -> np.dtype[Any]:
@@ -60,7 +63,10 @@ def encode(
     overflow: str = "ieee",
     nan: str = "raise",
     noise: Any = None,
-    out: Array | None = None,
+    rng: Any = None,
+    policy: str | None = None,
+    generator: Any = None,
+    out: Any = None,
 ) -> Any:
     """Round values to a format and return their codes (bit patterns).
 
@@ -81,6 +87,13 @@ def encode(
     noise : array of uint8, uint16 or uint32, shape of x
         For stochastic rounding: uniform random bits, as many as the dtype has. A value at the fraction p of the way to
         its upper neighbour (in magnitude) goes there with probability p.
+    rng : int or numpy.random.Generator
+        Instead of `noise`: the seed of a counter-based stream of 32 noise bits an element (`qlab.number.noise`), or a
+        generator that a seed is drawn from. The stream is the same for NumPy, torch and any number of threads.
+    generator : torch.Generator
+        Instead of `rng`, for tensors.
+    policy : {"torch", "ml_dtypes", "ocp"}, optional
+        Do as that library or specification does, bit for bit (`qlab.number.policies`), instead of `overflow` and `nan`.
     out : array, optional
         Where to write the codes: shape of `x`, dtype of the result.
 
@@ -99,6 +112,8 @@ def encode(
     Notes
     -----
     Exact: bit for bit the same everywhere, each value rounded once. IEEE 754-2019, sections 4.3 and 7.4. Book: chapter 04.
+    A torch tensor gives a tensor on its device. Under ``torch.compile`` this is one operator of the graph, which keeps to
+    the same rules when it runs.
 
     Examples
     --------
@@ -106,7 +121,12 @@ def encode(
     >>> qlab.encode([1.0, 448.0, 500.0, -0.0], "float8_e4m3fn")
     array([ 56, 126, 127, 128], dtype=uint8)
     """
-    return _convert(x, get_format(fmt), rounding, overflow, nan, noise, out, to_codes=True)
+    how = Rules(rounding, overflow, nan, noise, _either(rng, generator), policy)
+    if is_tensor(x):
+        from qlab.backend import torch_ops
+
+        return torch_ops.encode(x, fmt, how, out)
+    return convert(x, get_format(fmt), how, out, to_codes=True)
 
 
 def cast(
@@ -117,14 +137,21 @@ def cast(
     overflow: str = "ieee",
     nan: str = "raise",
     noise: Any = None,
-    out: Array | None = None,
+    rng: Any = None,
+    policy: str | None = None,
+    generator: Any = None,
+    gradient: str = "pass",
+    out: Any = None,
 ) -> Any:
     """Round values to a format and return them as values: ``decode(encode(x))`` in one pass.
 
     Parameters
     ----------
-    x, fmt, rounding, overflow, nan, noise, out
+    x, fmt, rounding, overflow, nan, noise, rng, generator, policy, out
         As in `encode`; `out` may be `x` itself.
+    gradient : {"pass", "clipped"}
+        For tensors that require one: the gradient passes straight through; or it is zero where values beyond the
+        format's range were clipped.
 
     Returns
     -------
@@ -149,10 +176,15 @@ def cast(
     >>> qlab.cast(464, "fp8_e4m3"), qlab.cast(500, "fp8_e4m3", overflow="saturate")
     (np.float64(448.0), np.float64(448.0))
     """
-    return _convert(x, get_format(fmt), rounding, overflow, nan, noise, out, to_codes=False)
+    how = Rules(rounding, overflow, nan, noise, _either(rng, generator), policy)
+    if is_tensor(x):
+        from qlab.backend import torch_ops
+
+        return torch_ops.cast(x, fmt, how, out, gradient)
+    return convert(x, get_format(fmt), how, out, to_codes=False)
 
 
-def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Array | None = None) -> Any:
+def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Any = None) -> Any:
     """Return the values that codes stand for.
 
     Parameters
@@ -187,6 +219,10 @@ def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Array | Non
     >>> qlab.decode([0x38, 0x7e, 0x7f], "float8_e4m3fn")
     array([  1., 448.,  nan], dtype=float32)
     """
+    if is_tensor(codes):
+        from qlab.backend import torch_ops
+
+        return torch_ops.decode(codes, fmt, dtype, out)
     fmt, array = get_format(fmt), np.asarray(codes)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"codes are integers (bit patterns), not {array.dtype}; to round values use encode or cast")
@@ -205,25 +241,43 @@ def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Array | Non
 
 
 # --- what the verbs share --------------------------------------------------------------------------------------------
-def _convert(
-    x: Any, fmt: Format, rounding: str, overflow: str, nan: str, noise: Any, out: Array | None, *, to_codes: bool
-) -> Any:
-    one_of("rounding", rounding, ROUNDINGS)
-    one_of("overflow", overflow, OVERFLOWS)
-    one_of("nan", nan, NAN_RULES)
+class Rules(NamedTuple):
+    """How to round: the options of `encode`, unchecked."""
+
+    rounding: str
+    overflow: str
+    nan: str
+    noise: Any = None
+    rng: Any = None
+    policy: str | None = None
+
+
+def _either(rng: Any, generator: Any) -> Any:
+    if rng is not None and generator is not None:
+        raise ValueError("give either rng or generator, not both")
+    return rng if generator is None else generator
+
+
+def check_rules(how: Rules) -> None:
+    """Refuse unknown words among the rules."""
+    one_of("rounding", how.rounding, ROUNDINGS)
+    one_of("overflow", how.overflow, OVERFLOWS)
+    one_of("nan", how.nan, NAN_RULES)
+
+
+def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: bool) -> Any:
     array = _numbers(x)
-    noise = _checked_noise(noise, rounding, array.shape)
-    kind = code_dtype(fmt) if to_codes else _cast_dtype(array.dtype, fmt)
+    lane, layout = _choose_lane(array.dtype, fmt, how)
+    noise, seed = _checked_noise(how, array.shape)
+    kind = code_dtype(fmt) if to_codes else cast_dtype(array.dtype, fmt)
     has_nan = getattr(fmt, "nan_code", None) is not None
-    if not has_nan and nan == "raise":
+    if not has_nan and how.nan == "raise" and how.policy != "ml_dtypes":
         _refuse_nan(array, fmt)
-    layout = _layout(array.dtype, fmt)
-    lane = _lane(fmt, layout, rounding, overflow)
     result = _output(out, array, kind)
     if result is not array and np.may_share_memory(result, array) and not _same_memory(result, array):
         array = array.copy()
     source, target, flat_noise = _flat(array), _flat_output(result), None if noise is None else _flat(noise)
-    load = _loader(array.dtype, layout, fmt)
+    load = _loader(array.dtype, layout)
     numpy_kind = np.dtype(np.float32) if _is_bfloat16(kind) else kind
     decoder = _decoder(fmt, np.dtype(layout.int_type), numpy_kind)
 
@@ -233,9 +287,11 @@ def _convert(
 
     def one_piece(piece: slice, scratch: Scratch) -> None:
         values = load(source[piece], scratch)
-        if not has_nan and nan == "zero":
-            values = _zero_nan(values, scratch)
+        if not has_nan:
+            values = _zero_nan(values, scratch, opposite=how.policy == "ml_dtypes")
         bits = None if flat_noise is None else flat_noise[piece]
+        if seed is not None:
+            bits = philox(seed, piece.start, piece.stop, scratch)
         into = target[piece]
         if to_codes:
             np.copyto(into, lane.encode(values, scratch, bits), casting="unsafe")
@@ -249,6 +305,20 @@ def _convert(
 
     walk(array.size, work)
     return result[()] if out is None else result
+
+
+def _choose_lane(dtype: np.dtype[Any], fmt: Format, how: Rules) -> tuple[Lane, Layout]:
+    """Check the rules, and return the lane that follows them and the float it works in."""
+    check_rules(how)
+    rounding, layout = how.rounding, _layout(dtype, fmt)
+    if how.policy is None:
+        return _lane(fmt, layout, rounding, how.overflow), layout
+    overflow = overflow_of(how.policy, fmt, rounding)
+    if dtype == np.float64 and rounds_twice(how.policy, fmt):
+        layout = _layout(np.dtype(np.float32), fmt)
+    if fmt == get_format("float8_e8m0fnu") and how.policy != "ocp":
+        return PeerExponentLane(how.policy), FLOAT32
+    return _lane(fmt, layout, rounding, overflow), layout
 
 
 def _numbers(x: Any) -> Array:
@@ -270,18 +340,19 @@ def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.name == "bfloat16" and dtype.itemsize == 2
 
 
-def _cast_dtype(dtype: np.dtype[Any], fmt: Format) -> np.dtype[Any]:
+def cast_dtype(dtype: np.dtype[Any], fmt: Format) -> np.dtype[Any]:
     """Return the dtype of cast's result."""
     if dtype.kind == "f" and holds(dtype, fmt):
         return dtype
-    if _is_bfloat16(dtype) and isinstance(fmt, FloatFormat) and _bfloat16_holds(fmt):
+    if _is_bfloat16(dtype) and isinstance(fmt, FloatFormat) and bfloat16_holds(fmt):
         return dtype
     if dtype.kind in "iu" and dtype.itemsize == 8:
         return np.dtype(np.float64)
     return value_dtype(fmt)
 
 
-def _bfloat16_holds(fmt: FloatFormat) -> bool:
+def bfloat16_holds(fmt: FloatFormat) -> bool:
+    """Whether bfloat16 holds every value of the format."""
     return fmt.mantissa_bits <= 7 and fmt.emin - fmt.mantissa_bits >= -133 and fmt.max <= 2.0**127 * (2 - 2**-7)
 
 
@@ -315,32 +386,46 @@ def _refuse_nan(array: Array, fmt: Format) -> None:
     walk(array.size, work)
     if counts:
         index = tuple(int(i) for i in np.unravel_index(min(counts)[0], array.shape))
-        raise ValueError(
-            f"x holds {sum(n for _, n in counts)} NaN (the first at index {index}), and {fmt.name} has none; "
-            "clean x, or pass nan='zero' to have them become zero"
-        )
+        raise ValueError(nan_message(sum(n for _, n in counts), index, fmt))
 
 
-def _zero_nan(values: Array, scratch: Scratch) -> Array:
+def nan_message(count: int, first: tuple[int, ...], fmt: Format) -> str:
+    """Return what to say of NaN going to a format without."""
+    return (
+        f"x holds {count} NaN (the first at index {first}), and {fmt.name} has none; "
+        "clean x, or pass nan='zero' to have them become zero"
+    )
+
+
+def _zero_nan(values: Array, scratch: Scratch, *, opposite: bool) -> Array:
+    """Replace NaN by zero, or by a zero of the opposite sign."""
     is_nan = np.isnan(values, out=scratch("over", bool, values.size))
     if is_nan.any():
-        values = np.where(is_nan, values.dtype.type(0), values)
+        zero = np.copysign(values.dtype.type(0), -values) if opposite else values.dtype.type(0)
+        values = np.where(is_nan, zero, values)
     return values
 
 
-def _checked_noise(noise: Any, rounding: str, shape: tuple[int, ...]) -> Array | None:
-    if rounding != "stochastic":
-        if noise is not None:
-            raise ValueError(f"noise is for rounding='stochastic', not for {rounding!r}; leave it out")
-        return None
-    if noise is None:
-        raise ValueError("rounding='stochastic' needs noise: an array of uint8, uint16 or uint32 of the shape of x")
-    bits: Array = np.asarray(noise)
+def _checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, int | None]:
+    """Return the noise, or the seed to make it from; neither unless rounding is stochastic."""
+    if how.rounding != "stochastic":
+        for name, value in (("noise", how.noise), ("rng", how.rng)):
+            if value is not None:
+                raise ValueError(f"{name} is for rounding='stochastic', not for {how.rounding!r}; leave it out")
+        return None, None
+    if (how.noise is None) == (how.rng is None):
+        raise ValueError(
+            "rounding='stochastic' needs either noise (an array of uint8, uint16 or uint32 of the shape of x) "
+            "or rng (an int seed or a numpy.random.Generator)"
+        )
+    if how.rng is not None:
+        return None, seed_of(how.rng)
+    bits: Array = np.asarray(how.noise)
     if bits.dtype not in (np.uint8, np.uint16, np.uint32) or bits.shape != shape:
         raise ValueError(
             f"noise is {bits.dtype} of shape {bits.shape}; it must be uint8, uint16 or uint32 of the shape of x, {shape}"
         )
-    return bits
+    return bits, None
 
 
 def _output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
@@ -376,8 +461,8 @@ def _flat_output(array: Array) -> Any:
     raise ValueError("out must be C-contiguous; pass a contiguous array and copy from it")
 
 
-def _loader(dtype: np.dtype[Any], layout: Layout, fmt: Format) -> Callable[[Array, Scratch], Array]:
-    """Return what brings a piece of the input into the float to work in, without rounding it."""
+def _loader(dtype: np.dtype[Any], layout: Layout) -> Callable[[Array, Scratch], Array]:
+    """Return what brings a piece of the input into the float to work in."""
     if dtype == layout.float_type:
         return lambda piece, scratch: piece
     if _is_bfloat16(dtype):
@@ -387,7 +472,7 @@ def _loader(dtype: np.dtype[Any], layout: Layout, fmt: Format) -> Callable[[Arra
 
     def load(piece: Array, scratch: Scratch) -> Array:
         values = scratch("loaded", layout.float_type, piece.size)
-        np.copyto(values, piece)
+        np.copyto(values, piece, casting="same_kind")  # float64 to float32 where a policy rounds twice
         return values
 
     return load

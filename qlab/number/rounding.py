@@ -68,6 +68,7 @@ def round_magnitudes(
     shift = np.subtract(lowest, field, out=leading)
     np.maximum(shift, 0, out=shift)
     np.add(shift, drop + _GUARD, out=shift)
+    whole_shift = shift.astype(np.int64) if rounding == "stochastic" else shift
     np.minimum(shift, mantissa + _GUARD + 2, out=shift)
     codes = np.right_shift(significand, shift, out=scratch("codes", layout.int_type, n))
     step = np.left_shift(one, shift, out=scratch("step", layout.int_type, n))
@@ -82,7 +83,7 @@ def round_magnitudes(
     if not fmt.subnormals:
         np.subtract(codes, 1 << fmt.mantissa_bits, out=codes)
 
-    round_up = _round_up(codes, remainder, step, shift, bits, rounding, scratch, noise)
+    round_up = _round_up(codes, remainder, step, whole_shift, bits, rounding, scratch, noise)
     np.add(codes, round_up, out=codes)
     if not fmt.subnormals:
         _below_the_lowest_binade(codes, bits, layout, fmt, rounding, noise)
@@ -123,9 +124,9 @@ def _round_up(
 def _noise_rounds_up(remainder: Array, shift: Array, noise: Array) -> Array:
     """floor(remainder / 2**shift * 2**N) + noise >= 2**N, N the width of `noise`, in 64-bit unsigned integers."""
     width = noise.dtype.itemsize * 8
-    wide, by = remainder.astype(np.uint64), shift.astype(np.int64) - width
+    wide, by = remainder.astype(np.uint64), shift - width
     left = np.left_shift(wide, np.maximum(-by, 0).astype(np.uint64))
-    top = np.right_shift(left, np.maximum(by, 0).astype(np.uint64))  # below 2**N
+    top = np.right_shift(left, np.clip(by, 0, 63).astype(np.uint64))  # below 2**N
     return np.asarray(top + noise.astype(np.uint64) >= np.uint64(1 << width))
 
 

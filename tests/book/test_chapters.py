@@ -20,7 +20,9 @@ TRANSLATED = [(name, language) for name in CHAPTERS for language in LANGUAGES[1:
 ALL = [(name, language) for name in CHAPTERS for language in LANGUAGES]
 
 MATH = re.compile(r"(?<![\\$])\$\$.+?\$\$|(?<![\\$])\$(?!\$)[^$\n]+\$|```\{math\}.*?```", re.DOTALL)
-LABEL = re.compile(r"\((\S+)\)=|^:label: (\S+)|\{(?:ref|numref|eq|cite)\}`(?:[^`<]*<)?([^`>]+)>?`|\{solution-start\} (\S+)", re.M)
+LABEL = re.compile(
+    r"\((\S+)\)=|^:label: (\S+)|\{(?:ref|numref|eq|cite)\}`(?:[^`<]*<)?([^`>]+)>?`|\{solution-start\} (\S+)", re.M
+)
 DIRECTIVE = re.compile(r"^(?:```|:::)\{([\w-]+)\}", re.MULTILINE)
 
 

@@ -1,0 +1,47 @@
+"""The CUDA kernels: under Triton's interpreter in a process of their own, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed here (it has no builds for this platform)")
+
+CHECK = Path(__file__).with_name("triton_check.py")
+FORMATS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float4_e2m1fn", "bfloat16", "float16", "tfloat32"]
+
+
+def run(device: str, names: list[str], **environment: str) -> str:
+    command = [sys.executable, str(CHECK), device, *names]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("names", [FORMATS[:2], FORMATS[2:4], FORMATS[4:]], ids="+".join)
+def test_under_the_interpreter(names):
+    assert f"{len(names)} formats on cpu" in run("cpu", names, TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_on_a_gpu():
+    assert "formats on cuda" in run("cuda", [*FORMATS, "float8_e3m4", "float6_e2m3fn", "float8_e5m2fnuz"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_public_verbs_on_a_gpu():
+    import qlab
+
+    x = torch.randn(1000, 7)
+    for name in ("fp8_e4m3", "bf16", "int4", "nf4", "float8_e8m0fnu", "float64"):
+        rounded = qlab.cast(x.cuda(), name)
+        assert rounded.is_cuda
+        assert torch.equal(rounded.cpu().nan_to_num(9e9), qlab.cast(x, name).nan_to_num(9e9))
+        assert torch.equal(qlab.encode(x.cuda(), name).cpu(), qlab.encode(x, name))
