@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help book serve notebooks test lint unit nbval booktest bench clean
+.PHONY: help book serve notebooks test lint unit nbval booktest bench exhaustive differences clean
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
@@ -50,6 +50,12 @@ booktest: $(VENV)/.test ## chapters' equality, the built site, links, a real bro
 
 bench: $(VENV)/.test ## speed beside the peers, in one run
 	$(PY) -m benchmarks
+
+exhaustive: $(VENV)/.test ## all 2**32 float32 to every format, beside the peers (20 minutes)
+	@$(PY) -m benchmarks.exhaustive
+
+differences: $(VENV)/.test ## what each installed library answers to the hard inputs
+	@$(PY) -m benchmarks.differences
 
 clean: ## remove what was made (not .venv)
 	rm -rf _build dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from benchmarks import number
 from benchmarks.timing import machine, store
 from qlab.show.table import Table
 
-SUITES = {"number": number.run}
+SUITES = {"number": number.run, "roundings": number.roundings}
 
 
 def main(names: list[str]) -> None:

@@ -48,12 +48,12 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def store(name: str, rows: list[dict[str, object]]) -> Path:
-    """Write rows with the machine beside them to ``results/<name>.json``."""
+def store(name: str, rows: list[dict[str, object]], **beside_them: object) -> Path:
+    """Write rows, with the machine and what else is given beside them, to ``results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    beside.write_text(json.dumps({"machine": machine(), **beside_them, "rows": rows}, indent=1) + "\n")
     beside.replace(path)
     return path
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qlab import data, show
     from qlab._pieces import get_num_threads, set_num_threads
+    from qlab.number import arithmetic
     from qlab.number.codec import cast, decode, encode
     from qlab.number.explain import Explanation, explain
     from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat, get_format
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "qlab": ("data", "show"),
     "qlab._pieces": ("get_num_threads", "set_num_threads"),
+    "qlab.number": ("arithmetic",),
     "qlab.number.codec": ("cast", "decode", "encode"),
     "qlab.number.explain": ("Explanation", "explain"),
     "qlab.number.formats": ("FORMATS", "FloatFormat", "IntFormat", "TableFormat", "get_format"),
@@ -41,8 +43,8 @@ _WHERE = {
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "Scheme", "TableFormat", "cast", "data", "decode",
-    "encode", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
+    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "Scheme", "TableFormat", "arithmetic", "cast", "data",
+    "decode", "encode", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
     "get_scheme", "p3109", "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
 ]  # fmt: skip
 
@@ -52,7 +54,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'qlab' has no attribute {name!r}")
     module = _HOME[name]
     value = (
-        importlib.import_module(f"qlab.{name}") if module == "qlab" else getattr(importlib.import_module(module), name)
+        importlib.import_module(f"{module}.{name}")
+        if module in ("qlab", "qlab.number")  # packages: the name is a module
+        else getattr(importlib.import_module(module), name)
     )
     globals()[name] = value
     return value

@@ -120,7 +120,7 @@ def _read(text: str) -> Fraction | float:
 
 
 def _in_reach(value: Fraction | None, shown: object) -> Fraction:
-    if value is None or (value and abs(value.numerator.bit_length() - value.denominator.bit_length()) > 4 * _REACH):
+    if value is None or (value and abs(value.numerator.bit_length() - value.denominator.bit_length()) > 3.33 * _REACH):
         raise ValueError(f"x={shown} is out of reach; explain takes numbers from 1e-{_REACH} to 1e{_REACH}, and zero")
     return value
 

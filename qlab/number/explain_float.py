@@ -152,6 +152,8 @@ def _neighbours(
         near = -fmt.magnitude(1 if fmt.has_zero else 0)
     else:
         near = None
+    if not fmt.has_zero and magnitude < Fraction(fmt.smallest_subnormal):
+        return None, fmt.smallest_subnormal
     if magnitude > Fraction(fmt.max):
         near, far = fmt.max, math.inf if fmt.infinities else None
     if negative and fmt.signed:

@@ -368,7 +368,7 @@ class TableFormat:
         if wrong.size:
             i = wrong[0]
             raise ValueError(
-                f"{self.name}: boundary {i} is {pairs[i, 0]}; it must lie between its values {values[i]} and {values[i + 1]}"
+                f"{self.name}: boundary {i} is {pairs[i, 0]}; it must lie between its values {values[i]}, {values[i + 1]}"
             )
         pairs.flags.writeable = False
         return pairs
@@ -382,11 +382,12 @@ class TableFormat:
         if not isinstance(other, TableFormat):
             return NotImplemented
         mine, theirs = self.values(), other.values()
-        same_values = np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(np.signbit(mine), np.signbit(theirs))
-        return self.name == other.name and same_values and np.array_equal(self.thresholds, other.thresholds)
+        same = np.array_equal(mine, theirs, equal_nan=True) and np.array_equal(np.signbit(mine), np.signbit(theirs))
+        return self.name == other.name and same and np.array_equal(self.thresholds, other.thresholds)
 
     def __repr__(self) -> str:
-        shown = repr(self.table) if len(self.table) <= 16 else f"<{len(self.table)} values from {self.min} to {self.max}>"
+        many = f"<{len(self.table)} values from {self.min} to {self.max}>"
+        shown = repr(self.table) if len(self.table) <= 16 else many
         return f"TableFormat({self.name!r}, {shown}{'' if self.boundaries is None else ', boundaries=...'})"
 
     @cached_property
@@ -401,9 +402,9 @@ class TableFormat:
 
     @cached_property
     def thresholds(self) -> Array:
-        """Where rounding to nearest changes from each distinct value to the next: float64 of shape (distinct values - 1, 2).
+        """Where rounding to nearest changes from each distinct value to the next: the `boundaries`, else the midpoints.
 
-        Each is the sum of a float and a rest: the `boundaries` given, else the midpoints.
+        float64 of shape (number of distinct values - 1, 2): each is the sum of a float and a small rest.
         """
         if self.boundaries is not None:
             return self.boundaries
@@ -486,7 +487,7 @@ def _values(fmt: FloatFormat | IntFormat) -> Array:
 class FormatTable(Mapping[str, Format]):
     """The named formats, in the order of the book's table; a mapping that a notebook shows as that table.
 
-    An entry is a format, or a name with a function that builds it: it is called once, when the format is first asked for.
+    An entry is a format, or a name with a function that builds it, called once, when the format is first asked for.
     """
 
     def __init__(self, formats: Sequence[Format | tuple[str, Callable[[], Format]]]) -> None:
@@ -546,8 +547,7 @@ def get_format(fmt: str | Format) -> Format:
     if isinstance(fmt, (FloatFormat, IntFormat, TableFormat)):
         return fmt
     if not isinstance(fmt, str):
-        allowed = "a format is a name such as 'float16', or a FloatFormat, IntFormat or TableFormat"
-        raise TypeError(f"{allowed}, not {fmt!r}")
+        raise TypeError(f"a format is a name like 'float16', or a FloatFormat, IntFormat or TableFormat, not {fmt!r}")
     name = ALIASES.get(fmt.lower(), fmt.lower())
     if name in FORMATS:
         return FORMATS[name]

@@ -34,8 +34,8 @@ def ulp(x: Any, fmt: str | Format) -> Any:
     -------
     step : float64 array of the shape of x
         For a value between two neighbours, their distance; at a value itself, the distance away from zero (as
-        `numpy.spacing`, without its sign). Beyond the ends of the format the step at that end; at the largest float, the
-        step of its binade. NaN for NaN and infinities.
+        `numpy.spacing`, without its sign). Beyond the ends of the format the step at that end; at the largest float,
+        the step of its binade. NaN for NaN and infinities.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def ulp_distance(x: Any, y: Any, fmt: str | Format) -> Any:
     Parameters
     ----------
     x, y : array_like or CPU tensor, of shapes that go together
-        Values of the format. Zero and minus zero count as one value, infinities as the neighbours of the largest values.
+        Values of the format. Zero and minus zero count as one, infinities as the neighbours of the largest values.
     fmt : str or Format
         The format, or its name.
 
@@ -115,21 +115,23 @@ def ulp_distance(x: Any, y: Any, fmt: str | Format) -> Any:
     high, low = np.maximum(first, second), np.minimum(first, second)
     if fmt.bits <= 32:
         return (high - low)[()]
-    return (high.astype(np.uint64) - low.astype(np.uint64))[()]  # modulo 2**64, which the difference is below
+    with np.errstate(over="ignore"):
+        return (high.astype(np.uint64) - low.astype(np.uint64))[()]  # modulo 2**64, which the difference is below
 
 
 def _place(x: Array, fmt: Format, name: str) -> Array:
     """Return integers (int64) in the order of the values, one more from each value of the format to the next."""
     down, up = (encode(x, fmt, rounding=rounding, nan="zero") for rounding in ("down", "up"))
-    inside = (x >= fmt.min) & (x <= fmt.max)
+    wide = x.astype(np.float64)
+    inside = (wide >= fmt.min) & (wide <= fmt.max)
     if isinstance(fmt, FloatFormat) and fmt.infinities:
-        inside |= np.isinf(x)
+        inside |= np.isinf(wide)
     wrong = np.asarray((down != up) | ~inside)
     if wrong.any():
         index = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
         raise ValueError(
-            f"{name} holds {int(wrong.sum())} elements that are no values of {fmt.name} (the first, {x[index]}, at index "
-            f"{index}); round {name} with qlab.cast first, and leave NaN out"
+            f"{name} holds {int(wrong.sum())} elements that are no values of {fmt.name} (the first, {x[index]}, at "
+            f"index {index}); round {name} with qlab.cast first, and leave NaN out"
         )
     codes = np.asarray(down).astype(np.int64)
     if isinstance(fmt, FloatFormat):
@@ -138,7 +140,7 @@ def _place(x: Array, fmt: Format, name: str) -> Array:
         return np.where(sign == 1, -magnitude, magnitude)
     if isinstance(fmt, IntFormat):
         return np.where(codes > fmt.max, codes - (1 << fmt.bits), codes)
-    return np.asarray(np.searchsorted(fmt.ordered[0], x.astype(np.float64)))
+    return np.asarray(np.searchsorted(fmt.ordered[0], wide))
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ class FormatReport:
     format : Format
         The format.
     overflow : float
-        Share of all elements that are finite but too large for the format (or negative, in one without sign): those that
-        become an infinity or NaN, or lie beyond the end by more than rounding would explain: half of the last step (all
-        of it for directed roundings).
+        Share of all elements that are finite but too large for the format (or negative, in one without sign): those
+        that become an infinity or NaN, or lie beyond the end by more than rounding would explain: half of the last step
+        (all of it for directed roundings).
     underflow : float
         Share of all elements that are not zero but become zero.
     subnormal : float
@@ -208,9 +210,7 @@ class FormatReports(tuple[FormatReport, ...]):
         return self.table()._repr_html_()
 
 
-def format_report(
-    x: Any, fmt: str | Format, *, rounding: str = "nearest_even", overflow: str = "ieee"
-) -> FormatReport:
+def format_report(x: Any, fmt: str | Format, *, rounding: str = "nearest_even", overflow: str = "ieee") -> FormatReport:
     """Report what a format makes of an array when it is cast to it, without any scale.
 
     Parameters
@@ -249,41 +249,53 @@ def format_report(
     if not array.size:
         raise ValueError("x is empty; a report needs at least one element")
     flat = array.reshape(-1)
-    finite = [np.abs(piece[np.isfinite(piece)]).max(initial=0.0) for piece in _pieces(flat)]
-    unit = math.ldexp(1.0, -math.frexp(max(finite))[1])  # so that no square overflows or vanishes
-    counts = np.zeros(6)  # overflow, underflow, subnormal, exact, zeros, nans
-    signal, noise, relative, errors, largest, lost = 0.0, 0.0, 0.0, 0, 0.0, False
-    for values in _pieces(flat):
-        result = np.asarray(cast(values, fmt, rounding=rounding, overflow=overflow, nan="zero")).astype(np.float64)
-        number = np.isfinite(values)
-        stays = number & np.isfinite(result)
-        counts += [
-            np.sum(share)
-            for share in (
-                number & (~stays | _beyond(values, fmt, rounding)),
-                number & (values != 0) & (result == 0),
-                _is_subnormal(result, fmt) & ~np.isnan(values),
-                (result == values),
-                values == 0,
-                np.isnan(values),
-            )
-        ]
-        kept = values[stays]
-        error = np.abs(kept - result[stays])
-        signal += float(np.sum(np.square(kept * unit)))
-        noise += float(np.sum(np.square(error * unit)))
-        nonzero = kept != 0
-        ratio = error[nonzero] / np.abs(kept[nonzero])
-        relative, errors, largest = relative + float(ratio.sum()), errors + ratio.size, max(largest, ratio.max(initial=0.0))
-        lost = lost or bool((number & ~stays).any())
-    if lost or noise:
-        sqnr = 10 * math.log10(signal / noise) if signal and not lost else -math.inf
-    else:
-        sqnr = math.inf
-    over, under, subnormal, exact, zeros, nans = (counts / flat.size).tolist()
+    cast(flat[:1], fmt, rounding=rounding, overflow=overflow, nan="zero")  # refuses what cast refuses, before all else
+    largest = max(float(np.abs(piece[np.isfinite(piece)]).max(initial=0.0)) for piece in _pieces(flat))
+    unit = math.ldexp(1.0, -math.frexp(largest)[1])  # energies are taken in this unit: no square overflows or vanishes
+    parts = [_measure(piece, fmt, rounding, overflow, unit) for piece in _pieces(flat)]
+
+    def total(key: str) -> float:
+        return math.fsum(part[key] for part in parts)
+
+    shares = ("overflow", "underflow", "subnormal", "exact", "zeros", "nans")
     return FormatReport(
-        fmt, over, under, subnormal, exact, float(largest), relative / max(errors, 1), sqnr, zeros, nans
-    )  # fmt: skip
+        format=fmt,
+        **{key: total(key) / flat.size for key in shares},
+        max_relative_error=max(part["max_relative_error"] for part in parts),
+        mean_relative_error=total("relative_error") / max(total("nonzero"), 1),
+        sqnr=_decibels(total("signal"), total("noise")),
+    )
+
+
+def _measure(x: Array, fmt: Format, rounding: str, overflow: str, unit: float) -> dict[str, float]:
+    """Return the counts and sums of one piece (float64, shape (n,))."""
+    result = np.asarray(cast(x, fmt, rounding=rounding, overflow=overflow, nan="zero")).astype(np.float64)
+    number = np.isfinite(x)
+    stays = number & np.isfinite(result)
+    kept, error = x[stays], np.abs(x[stays] - result[stays])
+    relative = error[kept != 0] / np.abs(kept[kept != 0])
+    counted = {
+        "overflow": number & (~stays | _beyond(x, fmt, rounding)),
+        "underflow": number & (x != 0) & (result == 0),
+        "subnormal": ~np.isnan(x) & _is_subnormal(result, fmt),
+        "exact": result == x,
+        "zeros": x == 0,
+        "nans": np.isnan(x),
+    }
+    return {
+        **{key: float(np.count_nonzero(elements)) for key, elements in counted.items()},
+        "nonzero": float(relative.size),
+        "relative_error": float(relative.sum()),
+        "max_relative_error": float(relative.max(initial=0.0)),
+        "signal": float(np.square(kept * unit).sum()),
+        "noise": float(np.square(error * unit).sum()) if np.array_equal(stays, number) else math.inf,
+    }
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
 
 
 def _pieces(flat: Array) -> Iterable[Array]:
@@ -293,8 +305,8 @@ def _pieces(flat: Array) -> Iterable[Array]:
 def _beyond(values: Array, fmt: Format, rounding: str) -> Array:
     """Whether each value lies so far beyond the format's ends that rounding does not bring it back."""
     room = 0.5 if rounding.startswith("nearest") else 1.0
-    upper, lower = (end + room * math.copysign(float(ulp(end, fmt)), side) for end, side in ((fmt.max, 1), (fmt.min, -1)))
-    lower = lower if fmt.min < 0 else fmt.min
+    upper = fmt.max + room * float(ulp(fmt.max, fmt))
+    lower = fmt.min - (room * float(ulp(fmt.min, fmt)) if fmt.min < 0 else 0.0)
     return np.asarray((values > upper) | (values < lower))
 
 
@@ -333,8 +345,8 @@ def rank_formats(
 
     Notes
     -----
-    This is a plain cast: nothing is scaled, so that formats with a small range, integers above all, lose to others that a
-    scale would let them beat. For quantizers, which scale, see `error_report`. Tolerance as in `format_report`.
+    This is a plain cast: nothing is scaled, so that formats with a small range, integers above all, lose to others that
+    a scale would let them beat. For quantizers, which scale, see `error_report`. Tolerance as in `format_report`.
     Book: chapter 03.
 
     Examples
@@ -342,7 +354,7 @@ def rank_formats(
     >>> import numpy as np, qlab
     >>> ranking = qlab.rank_formats(np.linspace(-1, 1, 101), ["fp8_e4m3", "fp8_e5m2", "posit8", "int8"])
     >>> [report.format.name for report in ranking]
-    ['posit8', 'float8_e4m3fn', 'float8_e5m2', 'int8']
+    ['float8_e4m3fn', 'posit8', 'float8_e5m2', 'int8']
     """
     candidates = [get_format(fmt) for fmt in (FORMATS if formats is None else formats)]
     chosen = [fmt for fmt in candidates if bits is None or fmt.bits <= bits]

@@ -1,7 +1,7 @@
 """The formats of IEEE P3109, arithmetic for machine learning: every width and precision from one rule.
 
-A binaryKpP format has K bits, of which P - 1 are stored fraction bits. There is one zero and one NaN: the NaN has the code
-that would be minus zero, or all ones where there is no sign. The largest finite code gives way to infinity in the
+A binaryKpP format has K bits, of which P - 1 are stored fraction bits. There is one zero and one NaN: the NaN has the
+code that would be minus zero, or all ones where there is no sign. The largest finite code gives way to infinity in the
 *extended* formats. Below the lowest binade come subnormals.
 """
 
@@ -35,8 +35,8 @@ def p3109(bits: int, precision: int, *, signed: bool = True, extended: bool = Tr
     Returns
     -------
     FloatFormat
-        Called as in the draft: ``binary8p3se`` is signed and extended, ``binary8p3uf`` unsigned and finite. `get_format`
-        knows these names too; ``binary8p3``, as in the interim report, is ``binary8p3se``.
+        Called as in the draft: ``binary8p3se`` is signed and extended, ``binary8p3uf`` unsigned and finite.
+        `get_format` knows these names too; ``binary8p3``, as in the interim report, is ``binary8p3se``.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def p3109(bits: int, precision: int, *, signed: bool = True, extended: bool = Tr
 
     Notes
     -----
-    The draft still moves. Up to 2024 it gave the format of precision 1 a bias one smaller than the rule above.
+    The draft still moves: tables of 2024 (gfloat's) have a bias one smaller for precision 1 than the rule above.
 
     Examples
     --------

@@ -81,8 +81,8 @@ def takum(bits: int) -> TableFormat:
 
     Notes
     -----
-    Exact: the values are irrational but for 0, 1 and -1; the table has the float64 nearest to each, and rounding compares
-    with the true boundaries.
+    Exact: the values are irrational but for 0, 1 and -1; the table has the float64 nearest to each, and rounding
+    compares with the true boundaries.
 
     References
     ----------
@@ -101,7 +101,7 @@ def takum(bits: int) -> TableFormat:
 
 
 def _tapered(name: str, bits: int, positive: Callable[[Array, int], tuple[Array, Array]]) -> TableFormat:
-    """Make the table of all codes from `positive`, which gives the values of positive codes and what float64 leaves over."""
+    """Make the table of all codes from `positive`: the values of positive codes, and what float64 leaves over."""
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 3 <= bits <= 16:
         raise ValueError(f"bits={bits!r} is not allowed; a {name} table has 3 to 16 bits")
     codes = np.arange(1, 1 << (bits - 1))

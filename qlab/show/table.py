@@ -81,6 +81,8 @@ def format_table(formats: Sequence[Format]) -> Table:
             special = {(True, True): "inf nan", (True, False): "inf", (False, True): "nan"}.get(
                 (fmt.infinities, fmt.nan_code is not None), "-"
             )
+        elif isinstance(fmt, TableFormat) and fmt.nan_code is not None:
+            special = "nan"
         parts = ("-", "-", "-") if isinstance(fmt, TableFormat) else (fmt.exponent_bits, fmt.mantissa_bits, fmt.bias)
         low, eps = fmt.smallest_subnormal, fmt.epsilon
         rows.append((fmt.name, fmt.bits, *parts, fmt.max, fmt.smallest_normal, low, eps, special))

@@ -126,7 +126,8 @@ def test_measured_cells_show_the_same_numbers(name, language):
 CHINESE = "[\u4e00-\u9fff]"
 TYPOGRAPHY = {
     "zh": [(rf"{CHINESE}[,;:?!]", "half-width punctuation"), (rf"{CHINESE}\.(\s|$)", "half-width full stop"),
-           (rf"{CHINESE} +{CHINESE}", "a space between two Chinese characters"), (r" [，。；：？！]|[，。；：？！] ", "a space at punctuation"),
+           (rf"{CHINESE} +{CHINESE}", "a space between two Chinese characters"),
+           (r" [，。；：？！]|[，。；：？！] ", "a space at punctuation"),
            (rf"{CHINESE}\n{CHINESE}", "a line break inside a paragraph")],
     "fa": [("[يك\u0640]", "an Arabic letter or a kashida"), (r"(?<![\w`$])(می|نمی) [\u0600-\u06ff]", "no ZWNJ after می"),
            (r"[\u0600-\u06ff] ها[\s،.؛)]", "no ZWNJ before ها"), (r" [،؛؟]", "a space before punctuation"),

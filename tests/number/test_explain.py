@@ -89,7 +89,7 @@ def test_decimals_and_fractions_are_taken_exactly():
 
 
 def test_numbers_beyond_float64():
-    for x, value in (("1e400", math.inf), ("-1e5000", -math.inf), ("1e-400", 0.0), (10**400, math.inf)):
+    for x, value in (("1e400", math.inf), ("-1e4999", -math.inf), ("1e-400", 0.0), (10**400, math.inf)):
         told = qlab.explain(x, "float64")
         assert told.value == value
         assert told.text()

@@ -60,7 +60,7 @@ def test_every_code_of_every_small_format(bits, precision, signed, extended):
 
 
 def test_published_values():
-    """The table of the formats of 8 bits in the documentation of gfloat (graphcore-research), made with the working group."""
+    """The table of the formats of 8 bits in the documentation of gfloat (graphcore-research)."""
     published = {2: (2.0**-32, 2.0**-31, 2.0**31), 3: (2.0**-17, 2.0**-15, 49152.0), 4: (2.0**-10, 2.0**-7, 224.0),
                  5: (2.0**-7, 2.0**-3, 15.0), 6: (2.0**-6, 0.5, 3.875)}  # fmt: skip
     for precision, (smallest, normal, largest) in published.items():
