@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import number
+from benchmarks import arithmetic, number
 from benchmarks.timing import machine, store
 from qlab.show.table import Table
 
-SUITES = {"number": number.run, "roundings": number.roundings}
+SUITES = {"number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run}
 
 
 def main(names: list[str]) -> None:

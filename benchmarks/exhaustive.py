@@ -20,7 +20,8 @@ from qlab.number.formats import FORMATS, FloatFormat
 
 PIECE = 1 << 22
 PIECES = (1 << 32) // PIECE
-NAMES = [n for n, f in FORMATS.items() if isinstance(f, FloatFormat) and f.bits <= 16 and (hasattr(ml_dtypes, n) or n == "float16")]
+KNOWN = ("float16", *(n for n in FORMATS if hasattr(ml_dtypes, n)))  # to NumPy or ml_dtypes
+NAMES = [n for n, f in FORMATS.items() if isinstance(f, FloatFormat) and f.bits <= 16 and n in KNOWN]
 WITH_TORCH = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 
@@ -74,7 +75,8 @@ def main() -> int:
                 if sys.stderr.isatty():
                     share = (done + i / PIECES) / len(jobs)
                     print(f"\r{share:6.1%} {name} against {peer}: {different} differ\033[K", end="", file=sys.stderr)
-            print(f"{name} against {peer}: {compared} compared, {different} differ, {time.perf_counter() - start:.0f} s", flush=True)
+            seconds = time.perf_counter() - start
+            print(f"{name} against {peer}: {compared} compared, {different} differ, {seconds:.0f} s", flush=True)
             rows.append({"format": name, "peer": peer, "compared": compared, "different": different})
     print("stored in", store("exhaustive", rows))
     return int(any(row["different"] for row in rows))
