@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help book serve notebooks test lint unit nbval booktest bench exhaustive differences clean
+.PHONY: help book serve notebooks test lint unit nbval booktest bench bench-gpu exhaustive differences clean
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
@@ -50,6 +50,9 @@ booktest: $(VENV)/.test ## chapters' equality, the built site, links, a real bro
 
 bench: $(VENV)/.test ## speed beside the peers, in one run
 	$(PY) -m benchmarks
+
+bench-gpu: $(VENV)/.test ## the CUDA kernels beside a device copy, where there is a GPU
+	@$(PY) -m benchmarks.gpu
 
 exhaustive: $(VENV)/.test ## all 2**32 float32 to every format, beside the peers (20 minutes)
 	@$(PY) -m benchmarks.exhaustive

@@ -197,6 +197,8 @@ def convert(x: Tensor, fmt: Format, how: Rules, dtype: torch.dtype, *, to_codes:
     check_rules(how)
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if x.numel() == 0:
+        return out
     noise, width = x, 32
     if isinstance(how.noise, Tensor):
         noise, width = how.noise.to(x.device).contiguous(), _WIDTHS[how.noise.dtype]
@@ -220,6 +222,8 @@ def decode(codes: Tensor, fmt: Format, dtype: torch.dtype) -> Tensor:
     assert isinstance(fmt, FloatFormat)
     codes = codes.contiguous()
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    if codes.numel() == 0:
+        return out
     _decode_kernel[(triton.cdiv(codes.numel(), BLOCK),)](codes, _as_bits(out), codes.numel(), BLOCK=BLOCK, **_constants(fmt))
     return out
 

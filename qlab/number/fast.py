@@ -60,7 +60,7 @@ class AddLane:
         layout, fmt, n = self.layout, self.fmt, x.size
         bits = x.view(layout.int_type)
         field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, n))
-        large, top_field = field.max() >= self.top_field, self.top_field
+        large, top_field = self.clamps or field.max() >= self.top_field, self.top_field
         sign = np.bitwise_and(bits, ~layout.magnitude_mask, out=scratch("sign", layout.int_type, n))
         if large:
             if not self.clamps and self.rounding != "nearest_even":
@@ -249,9 +249,15 @@ class ExponentLane:
         if tiny:  # below 2**-126 floats are subnormal: half-way from 2**-127 to 2**-126 is 0x600000
             np.copyto(codes, magnitude > 0x600000, where=magnitude < 0x800000)
         np.clip(codes, 0, self.fmt.max_code if self.saturate else 255, out=codes)
-        if bits.min() < 0:
-            negative = np.logical_and(bits < 0, magnitude != 0)
-            np.copyto(codes, 0 if self.saturate else 255, where=negative)
+        lowest = bits.min()
+        if lowest < 0:
+            negative = np.right_shift(bits, 31, out=magnitude)  # all ones where negative
+            if lowest == -(1 << 31):
+                np.copyto(negative, 0, where=bits == lowest)  # minus zero is zero
+            if self.saturate:
+                np.bitwise_and(codes, np.invert(negative, out=negative), out=codes)
+            else:
+                np.bitwise_or(codes, np.bitwise_and(negative, 255, out=negative), out=codes)
         return codes
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
@@ -259,10 +265,12 @@ class ExponentLane:
         codes = self.encode(x, scratch)
         if codes is None:
             return False
-        low, high = codes.min(), codes.max()
-        np.left_shift(codes, 23, out=out.view(np.int32))
+        low, values = codes.min(), out.view(np.int32)
+        nan = np.add(codes, 1, out=scratch("field", np.int32, x.size))
+        np.right_shift(nan, 8, out=nan)  # 1 for the code 255, which would be infinity in float32
+        np.left_shift(nan, 22, out=nan)
+        np.left_shift(codes, 23, out=values)
+        np.bitwise_or(values, nan, out=values)
         if low == 0:
             np.copyto(out, np.float32(2.0**-127), where=codes == 0)
-        if high == 255:
-            np.copyto(out, np.nan, where=codes == 255)
         return True

@@ -47,7 +47,8 @@ class Table:
 
         def cell(value: Any) -> str:
             if isinstance(value, str):
-                return f"<td>{escape(words.get(f'cell.{value}', value))}</td>"
+                word = words.get(f"cell.{value}")
+                return f"<td>{escape(word)}</td>" if word else f"<td><bdi>{escape(value)}</bdi></td>"
             return f"<td{_NUMBER}>{escape(number(value))}</td>"
 
         numeric = [bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.columns))]

@@ -135,6 +135,6 @@ def test_formats_show_themselves():
     text, html = repr(FORMATS), FORMATS._repr_html_()
     for name in FORMATS:
         assert f"\n{name} " in text
-        assert f"<td>{name}</td>" in html
+        assert f"<td><bdi>{name}</bdi></td>" in html
     specials = {line.split()[0]: line.split()[-1] for line in text.splitlines()}
     assert (specials["posit16"], specials["nf4"]) == ("nan", "-")
