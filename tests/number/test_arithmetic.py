@@ -533,6 +533,21 @@ def test_dots(fmt, to, order, product):
         compare(result, expected, (x[0], y[0]))
 
 
+def test_sums_that_plain_addition_rounds_twice():
+    """The tiny first term decides a tie that the second one makes; float32, or float64, would drop it on the way."""
+    tiny, x, y = 2.0**-12, 3.0, 87 / 256  # 3 * 87 / 256 is the midpoint of two bfloat16, the lower of which is even
+    for order in ("sequential", "blocked(2)"):
+        for sign in (1, -1):
+            result = arithmetic.dot([tiny, x], [sign * tiny, y], "float16", accumulator="bfloat16", fma=True, order=order)
+            assert result == (262 if sign == 1 else 260) / 256
+    exact_products = {"accumulator": "bfloat16", "product": "float64"}
+    for order in ("sequential", "pairwise"):
+        assert arithmetic.dot([2.0**-60, x], [2.0**-60, y], "bfloat16", order=order, **exact_products) == 262 / 256
+    # a tie between 0 and the lowest float16, made by terms of another grid
+    assert arithmetic.sum([2.0**-25, 2.0**-130], "bfloat16", accumulator="float16", order="pairwise") == 2.0**-24
+    assert arithmetic.sum([2.0**-130, 2.0**-25], "bfloat16", accumulator="float16") == 0  # the first is lost at once
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_float64_accumulator(order):
     rng = np.random.default_rng(2)
@@ -640,7 +655,9 @@ def test_axes_and_shapes():
     for order in ORDERS:
         assert same(arithmetic.sum(np.zeros((3, 0)), "float16", order=order), [0.0] * 3).all()
         assert arithmetic.sum(np.zeros((0, 3)), "float16", order=order).shape == (0,)
-        assert same(arithmetic.sum([-0.0, -0.0], "float16", order=order), 0.0).all()
+        for rounding in ("nearest_even", "nearest_away", "toward_zero", "up", "to_odd"):
+            assert same(arithmetic.sum([-0.0, -0.0], "float16", order=order, rounding=rounding), 0.0).all()
+        assert arithmetic.sum([257.0], "float16", accumulator="bfloat16", order=order) == 256
         assert same(arithmetic.sum([-0.0, -0.0], "float16", order=order, rounding="down"), -0.0)
         assert arithmetic.sum([3.0], "float16", order=order) == 3.0
     assert isinstance(arithmetic.sum([1.0, 2.0], "float16"), np.float64)
@@ -682,6 +699,7 @@ def test_stochastic_accumulators():
     third = float(qlab.cast(1 / 3, "bfloat16"))
     assert abs(sums[0].mean() / (100 * third) - 1) < 6e-4
     assert len(np.unique(sums[0])) > 5
+    assert not np.array_equal(sums[0][:8192], sums[0][8192:16384])  # tiles have noise of their own
     assert not np.array_equal(sums[0], arithmetic.sum(x, "bfloat16", axis=0, rounding="stochastic", rng=4))
     # every sum is one of its neighbours: two terms, all of whose roundings are known
     two = arithmetic.sum(np.array([[256.0] * 999, [1.0] * 999]), "bfloat16", axis=0, rounding="stochastic", rng=0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+from fractions import Fraction
+
 import ml_dtypes
 import numpy as np
 import pytest
-from oracles import Oracle, bfloat16_inputs, float16_inputs, same
+from oracles import SCALE, Oracle, TableOracle, bfloat16_inputs, exact, float16_inputs, same
 
 import qlab
 from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat
@@ -46,18 +49,53 @@ def check(x, fmt, rounding, overflow):
 
 
 @by_name
-@pytest.mark.parametrize("overflow", ["ieee", "saturate"])
-def test_every_float16_and_bfloat16(fmt, overflow):
-    check(without_nan(float16_inputs(), fmt), fmt, "nearest_even", overflow)
-    check(without_nan(bfloat16_inputs(), fmt), fmt, "nearest_even", overflow)
+def test_every_float16_and_bfloat16_in_every_way(fmt):
+    """All 2 * 65536 inputs, six roundings, two overflow rules: values and codes."""
+    fast = TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
+    for inputs in (float16_inputs(), bfloat16_inputs()):
+        x = without_nan(inputs, fmt)
+        for rounding in DETERMINISTIC:
+            for overflow in ("ieee", "saturate"):
+                expected = fast.cast(x, rounding, overflow)
+                result = qlab.cast(x, fmt, rounding=rounding, overflow=overflow)
+                wrong = ~same(result, expected)
+                assert not wrong.any(), (rounding, overflow, x[wrong][:9], result[wrong][:9], expected[wrong][:9])
+                codes = qlab.encode(x, fmt, rounding=rounding, overflow=overflow)
+                assert same(qlab.decode(codes, fmt), expected).all(), (rounding, overflow)
 
 
 @by_name
-@pytest.mark.parametrize("rounding", DETERMINISTIC)
-def test_every_rounding_on_every_49th(fmt, rounding):
-    for inputs in (float16_inputs(), bfloat16_inputs()):
-        for overflow in ("ieee", "saturate"):
-            check(without_nan(inputs[3::49], fmt), fmt, rounding, overflow)
+def test_the_fast_oracle_is_the_slow_one(fmt):
+    slow, fast = oracle_of(fmt), TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
+    for inputs in (float16_inputs()[3::149], bfloat16_inputs()[3::149]):
+        x = without_nan(inputs, fmt).astype(np.float64)
+        for rounding in DETERMINISTIC:
+            for overflow in ("ieee", "saturate"):
+                expected = [slow.cast(v, rounding, overflow) for v in x.tolist()]
+                assert same(fast.cast(x, rounding, overflow), expected).all(), (rounding, overflow)
+
+
+@by_name
+@pytest.mark.parametrize("noise_type", [np.uint8, np.uint16, np.uint32])
+def test_stochastic_by_rational_arithmetic(fmt, noise_type):
+    """Up exactly if the first N bits of the fraction and the noise carry, for every size of value."""
+    rng, width = np.random.default_rng(0), np.dtype(noise_type).itemsize * 8
+    slow = oracle_of(fmt)
+    low, high = np.log2(fmt.smallest_subnormal) - 3, np.log2(fmt.max)
+    for dtype in (np.float32, np.float64):
+        top = min(high, 127.9) if dtype is np.float32 else high
+        x = np.exp2(rng.uniform(max(low, -148), top, 400)).astype(dtype) * (rng.choice([-1, 1], 400) if fmt.signed else 1)
+        noise = rng.integers(0, 1 << width, x.size, dtype=noise_type)
+        noise[::3] = noise_type((1 << width) - 1)
+        result = np.asarray(qlab.cast(x, fmt, rounding="stochastic", noise=noise, overflow="saturate"), np.float64)
+        for value, bits, got in zip(x.tolist(), noise.tolist(), result.tolist(), strict=True):
+            magnitude = exact(abs(value))
+            i = max(bisect.bisect_right(slow.magnitudes, magnitude) - 1, 0)
+            below, above = slow.magnitudes[i], [*slow.magnitudes, slow.next_above][i + 1]
+            share = max(Fraction(magnitude - below, above - below), Fraction(0))
+            up = int(share * (1 << width)) + bits >= 1 << width
+            expected = min(float(Fraction(above if up else below, 1 << SCALE)), fmt.max)
+            assert abs(got) == expected, (value, bits, got, expected)
 
 
 @by_name
