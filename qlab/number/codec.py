@@ -7,8 +7,6 @@ bits are worked on as float32 where that holds every value of the format, all el
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +15,9 @@ import numpy as np
 from qlab._check import one_of
 from qlab._pieces import Array, Scratch, walk
 from qlab.backend.dispatch import is_tensor
+from qlab.number.arrays import flat, flat_output, is_bfloat16, loader, numbers, output, same_memory
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
+from qlab.number.decoding import decoder_of
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
 from qlab.number.lanes import FloatLane, IntLane, TableLane
 from qlab.number.noise import philox, seed_of
@@ -233,9 +233,9 @@ def decode(codes: Any, fmt: str | Format, *, dtype: Any = None, out: Any = None)
         top = int((array & ((1 << fmt.bits) - 1)).max())
         if top >= len(fmt.table):
             raise ValueError(f"code {top} is beyond the table of {fmt.name}, whose codes are 0 to {len(fmt.table) - 1}")
-    result = _output(out, array, kind)
-    source, target = _flat(array), _flat_output(result)
-    work = _decoder(fmt, source.dtype, kind)
+    result = output(out, array, kind)
+    source, target = flat(array), flat_output(result)
+    work = decoder_of(fmt, source.dtype, kind)
     walk(array.size, lambda piece, scratch: work(source[piece], target[piece], scratch))
     return result[()] if out is None else result
 
@@ -266,20 +266,20 @@ def check_rules(how: Rules) -> None:
 
 
 def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: bool) -> Any:
-    array = _numbers(x)
+    array = numbers(x)
     lane, layout = _choose_lane(array.dtype, fmt, how)
-    noise, seed = _checked_noise(how, array.shape)
+    noise, seed = checked_noise(how, array.shape)
     kind = code_dtype(fmt) if to_codes else cast_dtype(array.dtype, fmt)
     has_nan = getattr(fmt, "nan_code", None) is not None
     if not has_nan and how.nan == "raise" and how.policy != "ml_dtypes":
         _refuse_nan(array, fmt)
-    result = _output(out, array, kind)
-    if result is not array and np.may_share_memory(result, array) and not _same_memory(result, array):
+    result = output(out, array, kind)
+    if result is not array and np.may_share_memory(result, array) and not same_memory(result, array):
         array = array.copy()
-    source, target, flat_noise = _flat(array), _flat_output(result), None if noise is None else _flat(noise)
-    load = _loader(array.dtype, layout)
-    numpy_kind = np.dtype(np.float32) if _is_bfloat16(kind) else kind
-    decoder = _decoder(fmt, np.dtype(layout.int_type), numpy_kind)
+    source, target, flat_noise = flat(array), flat_output(result), None if noise is None else flat(noise)
+    load = loader(array.dtype, layout)
+    numpy_kind = np.dtype(np.float32) if is_bfloat16(kind) else kind
+    decoder = decoder_of(fmt, np.dtype(layout.int_type), numpy_kind)
 
     def work(piece: slice, scratch: Scratch) -> None:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # of this thread
@@ -321,30 +321,11 @@ def _choose_lane(dtype: np.dtype[Any], fmt: Format, how: Rules) -> tuple[Lane, L
     return _lane(fmt, layout, rounding, overflow), layout
 
 
-def _numbers(x: Any) -> Array:
-    """Return `x` as an array of real numbers."""
-    array = np.asarray(x)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
-        return array
-    if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or _is_bfloat16(array.dtype):
-        return array
-    raise TypeError(
-        f"x is an array of {array.dtype}; float16, bfloat16, float32, float64 and integers can be rounded: "
-        "convert it first, for instance with numpy.asarray(x, dtype=numpy.float64)"
-    )
-
-
-def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
-
-
 def cast_dtype(dtype: np.dtype[Any], fmt: Format) -> np.dtype[Any]:
     """Return the dtype of cast's result."""
     if dtype.kind == "f" and holds(dtype, fmt):
         return dtype
-    if _is_bfloat16(dtype) and isinstance(fmt, FloatFormat) and bfloat16_holds(fmt):
+    if is_bfloat16(dtype) and isinstance(fmt, FloatFormat) and bfloat16_holds(fmt):
         return dtype
     if dtype.kind in "iu" and dtype.itemsize == 8:
         return np.dtype(np.float64)
@@ -374,11 +355,11 @@ def _lane(fmt: Format, layout: Layout, rounding: str, overflow: str) -> Lane:
 def _refuse_nan(array: Array, fmt: Format) -> None:
     if array.dtype.kind in "iu":
         return
-    flat = _flat(array)
+    values_of = flat(array)
     counts: list[tuple[int, int]] = []
 
     def work(piece: slice, scratch: Scratch) -> None:
-        values = flat[piece]
+        values = values_of[piece]
         is_nan = np.isnan(values, out=scratch("over", bool, values.size))
         if is_nan.any():
             counts.append((piece.start + int(is_nan.argmax()), int(is_nan.sum())))
@@ -406,7 +387,7 @@ def _zero_nan(values: Array, scratch: Scratch, *, opposite: bool) -> Array:
     return values
 
 
-def _checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, int | None]:
+def checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, int | None]:
     """Return the noise, or the seed to make it from; neither unless rounding is stochastic."""
     if how.rounding != "stochastic":
         for name, value in (("noise", how.noise), ("rng", how.rng)):
@@ -426,146 +407,3 @@ def _checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, in
             f"noise is {bits.dtype} of shape {bits.shape}; it must be uint8, uint16 or uint32 of the shape of x, {shape}"
         )
     return bits, None
-
-
-def _output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
-    if out is None:
-        return np.empty(like.shape, dtype)
-    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != dtype or not out.flags.writeable:
-        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out is {found}; it must be a writable {dtype} array of shape {like.shape}")
-    return out
-
-
-def _same_memory(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
-
-
-class _Strided:
-    """A flat view of an array that is not contiguous: pieces are copied, in C order, one at a time."""
-
-    def __init__(self, array: Array) -> None:
-        self.flat, self.dtype = array.flat, array.dtype
-
-    def __getitem__(self, piece: slice) -> Array:
-        return np.asarray(self.flat[piece])
-
-
-def _flat(array: Array) -> Any:
-    return array.reshape(-1) if array.flags.c_contiguous else _Strided(array)
-
-
-def _flat_output(array: Array) -> Any:
-    if array.flags.c_contiguous:
-        return array.reshape(-1)
-    raise ValueError("out must be C-contiguous; pass a contiguous array and copy from it")
-
-
-def _loader(dtype: np.dtype[Any], layout: Layout) -> Callable[[Array, Scratch], Array]:
-    """Return what brings a piece of the input into the float to work in."""
-    if dtype == layout.float_type:
-        return lambda piece, scratch: piece
-    if _is_bfloat16(dtype):
-        return _load_bfloat16
-    if dtype.kind in "iu" and dtype.itemsize == 8:
-        return _load_wide_integers
-
-    def load(piece: Array, scratch: Scratch) -> Array:
-        values = scratch("loaded", layout.float_type, piece.size)
-        np.copyto(values, piece, casting="same_kind")  # float64 to float32 where a policy rounds twice
-        return values
-
-    return load
-
-
-def _load_bfloat16(piece: Array, scratch: Scratch) -> Array:
-    bits = scratch("loaded", np.uint32, piece.size)
-    np.copyto(bits, piece.view(np.uint16))
-    np.left_shift(bits, 16, out=bits)
-    return bits.view(np.float32)
-
-
-def _load_wide_integers(piece: Array, scratch: Scratch) -> Array:
-    """64-bit integers beyond 2**53 do not fit into float64: round them to odd, which a second rounding forgives.
-
-    (Boldo and Melquiond, "When double rounding is odd", 2004: to odd first, with two more bits than the target has.)
-    """
-    negative = piece < 0
-    magnitude = np.where(negative, -piece.astype(np.uint64), piece.astype(np.uint64))
-    sticky = (magnitude & np.uint64(0x7FF)) != 0
-    odd = np.ldexp(((magnitude >> np.uint64(11)) | sticky).astype(np.float64), 11)
-    values = np.where(magnitude >> np.uint64(53) > 0, odd, magnitude.astype(np.float64))
-    return np.where(negative, -values, values)
-
-
-@lru_cache(maxsize=256)
-def _lookup(fmt: Format, kind: str) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return fmt.values().astype(kind)
-
-
-def _decoder(fmt: Format, source: np.dtype[Any], kind: np.dtype[Any]) -> Callable[[Array, Array, Scratch], None]:
-    """Return what turns a piece of codes into values: by looking up, two at a time where a code is a byte."""
-    if fmt.bits > 16:
-        return _decode_by_fields(fmt)
-    table = _lookup(fmt, kind.str)
-    mask = (1 << fmt.bits) - 1
-
-    def look_up(codes: Array, out: Array, scratch: Scratch) -> None:
-        index = scratch("index", np.intp, codes.size)
-        np.copyto(index, codes, casting="unsafe")
-        np.bitwise_and(index, mask, out=index)
-        np.take(table, index, out=out, mode="clip")
-
-    if source != np.uint8 or fmt.bits > 8 or kind != np.float32:
-        return look_up
-    pairs = _pair_lookup(fmt)
-
-    def look_up_pairs(codes: Array, out: Array, scratch: Scratch) -> None:
-        even = codes.size & ~1
-        if even and codes.flags.c_contiguous:
-            index = scratch("index", np.intp, even // 2)
-            np.copyto(index, codes[:even].view(np.uint16))
-            np.take(pairs, index, out=out[:even].view(np.float64), mode="clip")
-            codes, out = codes[even:], out[even:]
-        look_up(codes, out, scratch)
-
-    return look_up_pairs
-
-
-@lru_cache(maxsize=64)
-def _pair_lookup(fmt: Format) -> Array:
-    """Two float32 for each pair of codes, in one float64 that is only carried, never computed with."""
-    values = _lookup(fmt, np.dtype(np.float32).str)
-    codes = np.arange(256) & ((1 << fmt.bits) - 1)
-    of_byte = values[np.minimum(codes, len(values) - 1)]
-    pairs = np.empty((256, 256, 2), np.float32)
-    pairs[..., 0], pairs[..., 1] = of_byte[None, :], of_byte[:, None]  # a little-endian machine's order
-    if np.little_endian is False:  # pragma: no cover
-        pairs = pairs[..., ::-1]
-    return np.ascontiguousarray(pairs).view(np.float64).reshape(-1)
-
-
-def _decode_by_fields(fmt: Format) -> Callable[[Array, Array, Scratch], None]:
-    if fmt.bits > 32 or fmt == get_format("float32"):  # the machine's own floats
-
-        def reinterpret(codes: Array, out: Array, scratch: Scratch) -> None:
-            own = np.float64 if fmt.bits > 32 else np.float32
-            np.copyto(out, codes.astype(np.int64 if fmt.bits > 32 else np.int32).view(own), casting="unsafe")
-
-        return reinterpret
-
-    def compute(codes: Array, out: Array, scratch: Scratch) -> None:
-        code = codes.astype(np.int64) & ((1 << fmt.bits) - 1)
-        if isinstance(fmt, IntFormat):
-            np.copyto(out, np.where(code > int(fmt.max), code - (1 << fmt.bits), code), casting="unsafe")
-            return
-        assert isinstance(fmt, FloatFormat)
-        magnitude = code & fmt.magnitude_mask
-        out[:] = fmt.magnitudes(magnitude)
-        np.negative(out, out=out, where=(code & fmt.sign_mask) != 0)
-        if fmt.nans == "negative_zero":
-            out[code == fmt.sign_mask] = math.nan
-
-    return compute
-

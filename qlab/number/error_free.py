@@ -1,10 +1,11 @@
 """Exact results rounded to odd in float64, from which one more rounding gives what rounding once would have given.
 
-The sum, quotient or root of two short floats rarely fits into float64; but what float64 loses can be computed in float64
-too, without error (Dekker 1971; Knuth). Rounding *to odd* uses it: where the exact result lies between two floats, take
-the one whose last bit is 1. That bit then says "and something more", as the sticky bit of a processor does, and a
-second rounding, whichever, to a format that is at least two bits shorter, decides as it would have on the exact result
-(Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+The sum, quotient or root of two short floats rarely fits into float64; but what float64 loses can be computed in
+float64 too, without error (Dekker 1971; Knuth). Rounding *to odd* uses it: where the exact result lies between two
+floats, take the one whose last bit is 1. That bit then says "and something more", as the sticky bit of a processor
+does, and a second rounding, whichever, to a format that is at least two bits shorter, decides as it would have on the
+exact result (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to
+odd", 2008).
 
 Operands here have at most 24 significant bits and lie within ``2**-REACH`` and ``2**REACH``. So a product is exact in
 float64, nothing over- or underflows on the way, and the lemmas of the papers hold without their exceptions.
@@ -114,11 +115,11 @@ def plain_sum_will_do(fmt: FloatFormat, bits: int, lowest: int, rounding: str, w
 
     It will do for nearest, too, if the sum is inexact only where one operand is so small that it cannot move the sum
     across a midpoint. Let t be the sum, of exponent e. If a bit of `y` falls out, ``|y| < 2**(e - width + bits)``; for
-    ``p + bits < width`` that is at most a quarter of a step of `fmt` at `x`, so t and its rounded value both round to x.
-    If a bit of `x` falls out, the same holds with the roles exchanged, provided `y` is itself a value of the precision
-    of `fmt` (``bits <= p``); a longer one, a product say, may be a midpoint, and then the tiny `x` decides. That `x` is
-    never so tiny if `fmt` is narrow, that is, has no more than `width` bits between its lowest bit and its overflow.
-    Below the lowest binade, where steps of `fmt` no longer shrink, bits fall out for the first reason alone.
+    ``p + bits < width`` that is at most a quarter of a step of `fmt` at `x`, so t and its rounded value both round to
+    x. If a bit of `x` falls out, the same holds with the roles exchanged, provided `y` is itself a value of the
+    precision of `fmt` (``bits <= p``); a longer one, a product say, may be a midpoint, and then the tiny `x` decides.
+    That `x` is never so tiny if `fmt` is narrow, that is, has no more than `width` bits between its lowest bit and its
+    overflow. Below the lowest binade, where steps of `fmt` no longer shrink, bits fall out for the first reason alone.
     (For bits = p this is Figueroa, "When is double rounding innocuous?", 1995.)
     """
     top = math.frexp(fmt.max)[1] + 2

@@ -2,42 +2,47 @@
 
 A reduction loops in Python over the axis that is added up and in NumPy over all else. What it adds, the *terms*, are
 values, products rounded to the product format, or exact products (then each addition is a fused multiply-add). `Plan`
-finds the fastest *step*, that is ``out = round(a + b)`` or ``round(a - b)``, which is exact for its formats:
+finds the fastest *step*, that is ``round(a + b)`` or ``round(a - b)``, which is exact for its formats:
 
 * native: a float32 (or float64) accumulator that rounds to nearest is the machine's own addition;
 * split: add, and cut the sum to the format's precision by Veltkamp's three operations, where no sum can overflow;
+* push: the same with five operations, where terms have bits below the format's lowest one, as exact products do;
 * the law: the sum rounded to odd in float64 (`error_free`), then the lane that also `qlab.cast` uses.
+
+`Tile` does the work, for as many columns (accumulators) at a time as stay in the cache.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from qlab._pieces import Array, Scratch, walk
-from qlab.number.bits import FLOAT64
-from qlab.number.codec import _decoder, cast
+from qlab.number.bits import FLOAT32, FLOAT64, Layout
+from qlab.number.codec import holds
+from qlab.number.decoding import decoder_of
 from qlab.number.error_free import exact_sum, lowest_bit, plain_sum_will_do
 from qlab.number.formats import FloatFormat, get_format
 from qlab.number.lanes import FloatLane
+from qlab.number.noise import philox
 
-__all__ = ["ORDERS", "Plan", "matrix_product", "parse_order", "reduce_columns"]
+__all__ = ["LAST", "Plan", "matrix_product", "parse_order", "reduce_columns"]
 
-ORDERS = ("sequential", "pairwise", "blocked(k)", "kahan")
-
-COLUMNS = 1 << 13
-"""Accumulators that are worked on together: the handful of arrays of a step stay in the cache."""
-
+_COLUMNS = 1 << 13  # columns that are worked on together: the handful of arrays of a step stay in the cache
 _TERMS = 1 << 17  # elements in a batch of terms
 _STEPS = 64  # steps in a batch, at most
+_LEAVES = 1 << 20  # terms that are held together, for pairwise
+_PRODUCTS, LAST = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # give products and the last rounding random bits of their own
 
-Step = Callable[[np.ufunc, Array, Array, Array], None]
-Terms = Callable[[int, int], Array]
-"""terms(first, last): those of some steps, of shape (last - first, columns)."""
+Step = Callable[[np.ufunc, Array, Iterable[Array], Array], None]
+"""step(ufunc, a, rows, out): out = round(a + rows[0]), then round(out + rows[1]) and so on, for numpy.add."""
+Body = Callable[[Step, Array, Array], None]
+"""body(step, state, rows): take rows of terms into the state, whose first row is the sums."""
+Source = Callable[[int, int], tuple[Array, ...]]
+"""source(first, last): the values, or the two factors, of some terms; they broadcast to (last - first, ...)."""
 
 
 def parse_order(order: object) -> tuple[str, int]:
@@ -52,22 +57,21 @@ def parse_order(order: object) -> tuple[str, int]:
         if isinstance(length, (int, np.integer)) and not isinstance(length, bool) and length > 0:
             return "blocked", int(length)
     raise ValueError(
-        f"order={order!r} is not known; allowed are 'sequential', 'pairwise', 'kahan', and 'blocked(k)' or ('blocked', k) "
-        "with k of 1 or more"
+        f"order={order!r} is not known; allowed are 'sequential', 'pairwise', 'kahan', and 'blocked(k)' or "
+        "('blocked', k) with k of 1 or more"
     )
 
 
-def random_generator(rng: object, rounding: str) -> np.random.Generator | None:
-    """Return the generator of the noise for stochastic rounding; None for every other rounding."""
-    if rounding != "stochastic":
-        if rng is not None:
-            raise ValueError(f"rng is for rounding='stochastic', not for {rounding!r}; leave it out")
-        return None
-    if isinstance(rng, np.random.Generator):
-        return rng
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
-        return np.random.Generator(np.random.Philox(int(rng)))
-    raise ValueError(f"rounding='stochastic' needs rng: a seed (an integer of 0 or more) or a numpy Generator, not {rng!r}")
+class _Rounder:
+    """Rounding of floats that lie in the cache to a format, as `qlab.cast` does it."""
+
+    def __init__(self, fmt: FloatFormat, layout: Layout, rounding: str, overflow: str) -> None:
+        self.lane = FloatLane(fmt, layout, rounding, overflow)
+        self.decode = decoder_of(fmt, np.dtype(layout.int_type), np.dtype(layout.float_type))
+
+    def __call__(self, values: Array, out: Array, scratch: Scratch, noise: Array | None) -> None:
+        if not self.lane.cast(values, out, scratch, noise):
+            self.decode(self.lane.encode(values, scratch, noise), out, scratch)
 
 
 class Plan:
@@ -87,264 +91,312 @@ class Plan:
         As `parse_order` returns it.
     rounding, overflow : str
         As in `qlab.cast`; for every product and every addition.
-    rng : numpy.random.Generator or None
-        Source of the noise for stochastic rounding.
+    seed : int or None
+        Of the noise for stochastic rounding.
     """
 
     def __init__(
         self, operation: str, fmt: FloatFormat, accumulator: FloatFormat, product: FloatFormat | None, *, factors: int,
-        order: tuple[str, int], rounding: str, overflow: str, rng: np.random.Generator | None,
+        order: tuple[str, int], rounding: str, overflow: str, seed: int | None,
     ) -> None:  # fmt: skip
-        self.operation, self.accumulator, self.product = operation, accumulator, product
+        self.operation, self.accumulator, self.seed = operation, accumulator, seed
         self.order, self.block = order
-        self.rounding, self.overflow, self.rng = rounding, overflow, rng
+        self.rounding, self.overflow = rounding, overflow
 
         # a term: its significant bits, the power of two that it is a multiple of, its largest value
         bits, lowest, largest = factors * (fmt.mantissa_bits + 1), factors * lowest_bit(fmt), fmt.max**factors
-        exact_in_float32 = bits <= 24 and lowest >= -149 and largest < 2.0**128
-        self.factor_type: type = np.float32 if exact_in_float32 else np.float64
-        if product is not None and product.bits < 64:
-            if product == get_format("float32") and exact_in_float32:
-                self.product = None  # it is exact
-            else:
-                bits, lowest, largest = product.mantissa_bits + 1, lowest_bit(product), product.max
-        elif product is not None:
-            self.product = None
-        self.term_type: type = np.float64
+        narrow = bits <= 24 and lowest >= -149 and largest < 2.0**128  # float32 holds the exact term
+        if product is not None and (product.bits == 64 or (narrow and product == get_format("float32"))):
+            product = None  # nothing is lost
+        if product is not None:
+            bits, lowest, largest = product.mantissa_bits + 1, lowest_bit(product), product.max
+            narrow = narrow and holds(np.dtype(np.float32), product)
+        self.product, self.factor_type = product, np.float32 if narrow else np.float64
+        layout = FLOAT32 if narrow else FLOAT64
+        self.round_products = None if product is None else _Rounder(product, layout, rounding, overflow)
         self._choose_step(bits, lowest, largest)
 
     def _choose_step(self, bits: int, lowest: int, largest: float) -> None:
         to, nearest = self.accumulator, self.rounding == "nearest_even"
-        p = to.mantissa_bits + 1
-        like_accumulator = bits <= p and lowest >= lowest_bit(to)
-        into_float32 = like_accumulator and to.max < 2.0**128 and largest < 2.0**128 and lowest_bit(to) >= -149
-        regular = to.signed and to.subnormals and to.mantissa_bits >= 1
-        single = to == get_format("float32") and nearest and self.overflow == "ieee" and into_float32
+        p, low = to.mantissa_bits + 1, lowest_bit(to)
+        alike = bits <= p and lowest >= low  # a term has no more bits than the accumulator, at either end
+        narrow = alike and low >= -149 and max(to.max, largest) < 2.0**128  # float32 holds terms and sums
+        single = narrow and nearest and to == get_format("float32") and self.overflow == "ieee"
+        regular = nearest and to.signed and to.subnormals and to.mantissa_bits >= 1
+        self.plain = plain_sum_will_do(to, bits, lowest, self.rounding) and (self.order != "pairwise" or alike)
         self.native = single or to.bits == 64
-        self.splits = not self.native and nearest and regular and like_accumulator
-        two_long_ones = self.order == "pairwise" and bits > p
-        self.plain = plain_sum_will_do(to, bits, lowest, self.rounding) and not two_long_ones
-        width = 53
-        if single or (self.splits and into_float32 and plain_sum_will_do(to, bits, lowest, self.rounding, 24)):
-            self.term_type, width = np.float32, 24
-        self.drop = width - p
-        self.limit = min(to.max, 2.0 ** ((127 if width == 24 else 1023) - self.drop))
-        self.steps = min(_STEPS, 1 << p) if self.splits else _STEPS
+        self.splits = regular and alike and not self.native
+        self.pushes = regular and not alike and self.plain and to.has_negative_zero and not self.native
+        in_float32 = single or (self.splits and narrow and 2 * p < 24)
+        self.term_type: type[np.floating[Any]] = np.float32 if in_float32 else np.float64
+        self.drop = (24 if in_float32 else 53) - p
+        self.limit = min(to.max, 2.0 ** ((127 if in_float32 else 1023) - self.drop))
+        self.fast = self.native or self.splits or self.pushes
+        self.steps = min(_STEPS, 1 << p) if self.fast else _STEPS
 
-    # --- steps ---------------------------------------------------------------------------------------------------
-    def _fast_step(self, n: int) -> Step:
-        """Return the step of n columns for sums that do not overflow."""
-        if self.native:
-            return lambda ufunc, a, b, out: ufunc(a, b, out)
-        splitter = self.term_type(2**self.drop + 1)
-        total, scaled = np.empty(n, self.term_type), np.empty(n, self.term_type)
+    def columns(self, count: int) -> int:
+        """Return how many columns to work on together; pairwise holds all `count` terms of a column at once."""
+        return max(1, min(_COLUMNS, _LEAVES // max(count, 1))) if self.order == "pairwise" else _COLUMNS
+
+    def stays_below(self, bound: Array, additions: int) -> bool:
+        """Whether no sum overflows if magnitudes add up to `bound` and each addition rounds (no, if there is NaN)."""
+        growth = (1 + 2.0 ** -(self.accumulator.mantissa_bits + 1)) ** additions
+        below = additions * 2.0 ** lowest_bit(self.accumulator)  # what rounding may add to subnormal sums
+        return bool((bound.max() + below) * (1.01 * growth) <= self.limit)
+
+    def refuse_nan(self, values: Array, fmt: FloatFormat, why: str) -> None:
+        """Raise a ValueError if there is NaN for a format that has none."""
+        if fmt.nan_code is None and np.isnan(values).any():
+            raise ValueError(
+                f"{self.operation}: {why} is NaN, and {fmt.name} has none; "
+                "use a format that has NaN, or overflow='saturate', which keeps infinities out"
+            )
+
+    def fast_step(self, n: int) -> Step:
+        """Return the step for n columns, for sums that do not overflow."""
+        return _native if self.native else self._split(n) if self.splits else self._push(n)
+
+    def _split(self, n: int) -> Step:
+        """Return Veltkamp's splitting of the sum, whose high part is the sum rounded to nearest, ties to even.
+
+        (Boldo, "Pitfalls of a full floating-point proof", 2006.) On a tie, that is an odd number S of half steps, the
+        multiplication rounds ``2**drop * S + S`` to ``2**drop * S`` plus the even neighbour of S, as 2 is a step there.
+        Sums below the lowest binade have few bits, being multiples of the lowest one, and stay as they are.
+        """
+        splitter = np.full(n, 2**self.drop + 1, self.term_type)
+        total, scaled = np.empty_like(splitter), np.empty_like(splitter)
         multiply, subtract, add = np.multiply, np.subtract, np.add
 
-        def step(ufunc: np.ufunc, a: Array, b: Array, out: Array) -> None:
-            """Veltkamp's splitting: the high part is the sum rounded to nearest, ties to even.
+        def split(ufunc: np.ufunc, a: Array, rows: Iterable[Array], out: Array) -> None:
+            for b in rows:
+                ufunc(a, b, total)
+                multiply(total, splitter, scaled)
+                subtract(total, scaled, total)
+                add(scaled, total, out)
+                a = out
 
-            (Boldo, "Pitfalls of a full floating-point proof", 2006. On a tie, the odd number S of half steps, the middle
-            line makes ``2**drop * S + S`` into ``2**drop * S`` plus the even neighbour of S, as 2 is a step there.) What
-            is below the lowest binade has few bits, for it is a multiple of the lowest one, and stays as it is.
-            """
-            ufunc(a, b, total)
-            multiply(total, splitter, scaled)
-            subtract(total, scaled, total)
-            add(scaled, total, out)
+        return split
+
+    def _push(self, n: int) -> Step:
+        """Return the step that adds ``1.5 * 2**k`` to the sum and subtracts it again, as `qlab.number.fast` does."""
+        mask = np.full(n, FLOAT64.exponent_mask)
+        lowest = np.full(n, (self.accumulator.emin + FLOAT64.bias) << FLOAT64.mantissa_bits)
+        push = np.full(n, ((self.drop << 1) + 1) << (FLOAT64.mantissa_bits - 1))
+        total, pusher = np.empty(n), np.empty(n)
+        bits, field = total.view(np.int64), pusher.view(np.int64)
+
+        def step(ufunc: np.ufunc, a: Array, rows: Iterable[Array], out: Array) -> None:
+            for b in rows:
+                ufunc(a, b, total)
+                np.bitwise_and(bits, mask, field)
+                np.maximum(field, lowest, out=field)
+                np.add(field, push, field)
+                np.add(total, pusher, out)
+                np.subtract(out, pusher, out)
+                np.copysign(out, total, out)  # what is rounded to zero keeps its sign
+                a = out
 
         return step
 
-    def _lawful_step(self, n: int) -> Step:
-        """Return the step of n columns, in float64, for any format and rounding."""
-        lane, scratch = FloatLane(self.accumulator, FLOAT64, self.rounding, self.overflow), Scratch()
-        decoder = _decoder(self.accumulator, np.dtype(np.int64), np.dtype(np.float64))
 
-        def step(ufunc: np.ufunc, a: Array, b: Array, out: Array) -> None:
-            total = exact_sum(a, -b if ufunc is np.subtract else b, self.rounding, plain=self.plain)
-            if self.accumulator.nan_code is None and np.isnan(total).any():
-                raise ValueError(
-                    f"{self.operation}: inf - inf is NaN, and {self.accumulator.name} has none; use an accumulator "
-                    "format that has NaN, or overflow='saturate', which keeps infinities out"
-                )
-            noise = None if self.rng is None else self._noise(n)
-            if not lane.cast(total, out, scratch, noise):
-                decoder(lane.encode(total, scratch, noise), out, scratch)
+class _Noise:
+    """Random bits of a tile: those of an element depend on the seed, its column and the number of its operation."""
 
-        return step
+    def __init__(self, seed: int | None, first: int, columns: int, total: int, scratch: Scratch) -> None:
+        self.seed, self.first, self.columns, self.total, self.scratch = seed, first, columns, total, scratch
+        self.taken, self.ahead = 0, np.empty((0, columns), np.uint32)
 
-    def _noise(self, n: int) -> Array:
-        assert self.rng is not None
-        return self.rng.integers(0, 1 << 32, n, dtype=np.uint32)
+    def take(self, operations: int) -> Array | None:
+        """Return the noise of the next operations: uint32 of shape (operations * columns,)."""
+        if self.seed is None:
+            return None
+        if len(self.ahead) < operations:  # many at a time, which is faster
+            make = max(operations, min(_STEPS, _TERMS // self.columns))
+            self.ahead = np.concatenate([self.ahead, self._make(self.seed, self.taken, make)])
+            self.taken += make
+        now, self.ahead = self.ahead[:operations], self.ahead[operations:]
+        return now.reshape(-1)
 
-    def _stays_below(self, bound: Array, additions: int) -> bool:
-        """Whether no sum overflows if all magnitudes add up to `bound` and each addition is rounded (False for NaN)."""
-        growth = (1 + 2.0 ** -(self.accumulator.mantissa_bits + 1)) ** additions
-        return bool(bound.max() * growth * 1.01 <= self.limit)
+    def _make(self, seed: int, first: int, operations: int) -> Array:
+        start, total = first * self.total + self.first, self.total
+        if self.columns == total:
+            return self._words(seed, start, operations * total).reshape(operations, total)
+        return np.stack([self._words(seed, start + i * total, self.columns) for i in range(operations)])
 
-    # --- terms ---------------------------------------------------------------------------------------------------
-    def terms(self, *factors: Array) -> Array:
-        """Return values, or the products of two that broadcast, as terms: an array of shape (steps, columns)."""
-        if len(factors) == 1:
-            return np.array(factors[0], self.term_type, order="C")
-        exact = np.multiply(*factors, dtype=self.factor_type, order="C")
-        flat = exact.reshape(-1)
-        if self.product is not None:
-            if self.product.nan_code is None and np.isnan(flat).any():
-                raise ValueError(
-                    f"{self.operation}: 0 * inf is NaN, and {self.product.name} has none; use a product format that has "
-                    "NaN, or overflow='saturate', which keeps infinities out"
-                )
-            noise = None if self.rng is None else self._noise(flat.size)
-            flat = cast(flat, self.product, rounding=self.rounding, overflow=self.overflow, noise=noise)
-        return np.asarray(flat, self.term_type).reshape(len(exact), -1)
+    def _words(self, seed: int, start: int, count: int) -> Array:
+        return philox(seed, start & ~3, start + count, self.scratch)[start & 3 :].copy()
 
-    # --- orders --------------------------------------------------------------------------------------------------
-    def add_up(self, terms: Terms, count: int, n: int) -> Array:
-        """Return the sums of `count` terms: an array of shape (n,), each a value of the accumulator format."""
+
+class Tile:
+    """Some columns of a reduction, from `first` on, of `total` in all: `add_up` returns their sums."""
+
+    def __init__(self, plan: Plan, source: Source, first: int, columns: int, total: int, scratch: Scratch) -> None:
+        self.plan, self.source, self.columns, self.scratch = plan, source, columns, scratch
+        self.noise = _Noise(plan.seed, first, columns, total, scratch)
+        product_seed = None if plan.seed is None else plan.seed ^ _PRODUCTS
+        self.product_noise = _Noise(product_seed, first, columns, total, scratch)
+        self.lawful = _Rounder(plan.accumulator, FLOAT64, plan.rounding, plan.overflow)
+
+    def add_up(self, count: int) -> Array:
+        """Return the sums of `count` terms: an array of shape (columns,), values of the accumulator format."""
         with np.errstate(all="ignore"):  # of this thread
-            if self.order == "pairwise":
-                return self._pairwise(terms, count, n)
-            if self.order == "blocked":
-                return self._blocked(terms, count, n)
-            body, rows = (_compensated, 4) if self.order == "kahan" else (_plain, 1)
-            state = np.zeros((rows, n), self.term_type)
-            self._run(body, state, terms, 0, count)
+            if self.plan.order == "pairwise":
+                return self._pairwise(count)
+            if self.plan.order == "blocked":
+                return self._blocked(count)
+            body, rows = (_compensated, 4) if self.plan.order == "kahan" else (_plain, 1)
+            state = np.zeros((rows, self.columns), self.plan.term_type)
+            self._run(body, state, self._terms, range(count))
             return np.asarray(state[0])
 
-    def _run(self, body: Callable[[Step, Array, Array], None], state: Array, terms: Terms, first: int, last: int) -> None:
-        """Let `body` take terms first to last into `state`, in batches of which each finds the fastest step."""
-        n = state.shape[1]
-        fast = self._fast_step(n) if self.native or self.splits else None
-        lawful: Step | None = None
-        batch = max(1, min(self.steps, _TERMS // max(n, 1)))
-        for start in range(first, last, batch):
-            rows = terms(start, min(start + batch, last))
-            if fast is not None and (self.native or self._cannot_overflow(state, rows)):
-                for row in rows:
-                    body(fast, state, row)
+    def _terms(self, first: int, last: int) -> Array:
+        """Return terms, of shape (last - first, columns)."""
+        plan, factors = self.plan, self.source(first, last)
+        if len(factors) == 1:
+            return np.array(factors[0], plan.term_type, order="C")
+        products = np.ascontiguousarray(np.multiply(*factors, dtype=plan.factor_type)).reshape(-1)
+        if plan.product is not None and plan.round_products is not None:
+            plan.refuse_nan(products, plan.product, "0 * inf")
+            exact, products = products, np.empty_like(products)
+            plan.round_products(exact, products, self.scratch, self.product_noise.take(last - first))
+        return np.asarray(products, plan.term_type).reshape(last - first, -1)
+
+    def _lawful_step(self, ufunc: np.ufunc, a: Array, rows: Iterable[Array], out: Array) -> None:
+        """Do the step in float64, for any format and rounding; a row may be several of the tile's."""
+        plan = self.plan
+        for b in rows:
+            total = exact_sum(a, -b if ufunc is np.subtract else b, plan.rounding, plain=plan.plain)
+            plan.refuse_nan(total, plan.accumulator, "inf - inf")
+            self.lawful(total, out, self.scratch, self.noise.take(total.size // self.columns))
+            a = out
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+    def _run(self, body: Body, state: Array, terms: Callable[[int, int], Array], steps: range) -> None:
+        """Let `body` take the terms of `steps` into `state`, in batches, each with the fastest step that is exact."""
+        plan = self.plan
+        fast = plan.fast_step(self.columns) if plan.fast else None
+        batch = max(1, min(plan.steps, _TERMS // self.columns))
+        for start in steps[::batch]:
+            rows = terms(start, min(start + batch, steps.stop))
+            if fast is not None and (plan.native or self._cannot_overflow(state, rows)):
+                body(fast, state, rows)
                 continue
-            lawful = lawful or self._lawful_step(n)
             wide = state.astype(np.float64)
-            for row in rows.astype(np.float64):
-                body(lawful, wide, row)
+            body(self._lawful_step, wide, rows.astype(np.float64))
             state[...] = wide  # exact: they are values of the accumulator format
 
     def _cannot_overflow(self, state: Array, rows: Array) -> bool:
         bound = np.abs(rows).sum(axis=0) + np.abs(state[:2]).sum(axis=0)
         if len(state) == 1:
-            return self._stays_below(bound, len(rows))
-        # Kahan: with u half a unit in the last place, |total| + |lost| grows by (1 + u) * (1 + 4u) per step, and the
-        # difference that is taken in between is at most twice as large (for u up to 1/8)
-        return self.accumulator.mantissa_bits >= 2 and self._stays_below(2 * bound, 6 * len(rows))
+            return self.plan.stays_below(bound, len(rows))
+        # Kahan: with u half a unit in the last place, |total| + |lost| grows by at most (1 + u) * (1 + 4u) per step,
+        # and the difference that is taken in between is at most twice as large (for u up to 1/8)
+        return self.plan.accumulator.mantissa_bits >= 2 and self.plan.stays_below(2 * bound, 6 * len(rows))
 
-    def _blocked(self, terms: Terms, count: int, n: int) -> Array:
-        total = np.zeros((1, n), self.term_type)
-        for start in range(0, count, self.block):
-            block = np.zeros((1, n), self.term_type)
-            self._run(_plain, block, terms, start, min(start + self.block, count))
-            self._run(_plain, total, lambda first, last, block=block: block, 0, 1)  # type: ignore[misc]
+    def _blocked(self, count: int) -> Array:
+        total = np.zeros((1, self.columns), self.plan.term_type)
+        for start in range(0, count, self.plan.block):
+            block = np.zeros((1, self.columns), self.plan.term_type)
+            self._run(_plain, block, self._terms, range(start, min(start + self.plan.block, count)))
+            self._run(_plain, total, lambda first, last, sums=block: sums, range(1))  # type: ignore[misc]
         return np.asarray(total[0])
 
-    def _pairwise(self, terms: Terms, count: int, n: int) -> Array:
-        """Add up along the tree of ``sum(x[:m]) + sum(x[m:])`` with ``m = len(x) // 2``, from the leaves to the root."""
+    def _pairwise(self, count: int) -> Array:
+        """Add up along the tree of ``sum(x[:m]) + sum(x[m:])``, ``m = len(x) // 2``, from the leaves to the root."""
         if count == 0:
-            return np.zeros(n)
-        leaves, depth = terms(0, count), count.bit_length() - 1
+            return np.zeros(self.columns)
+        leaves, depth = self._terms(0, count), count.bit_length() - 1
         bound = np.abs(leaves).sum(axis=0)
-        fast = self.native or (self.splits and self._stays_below(bound, depth + 2))
+        fast = self.plan.native or (self.plan.fast and self.plan.stays_below(bound, depth + 2))
         leaves = leaves if fast else leaves.astype(np.float64)
 
         def add(a: Array, b: Array) -> Array:
             out = np.empty(a.shape, a.dtype)
-            step = self._fast_step(a.size) if fast else self._lawful_step(a.size)
-            step(np.add, np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), out.reshape(-1))
+            step = self.plan.fast_step(a.size) if fast else self._lawful_step
+            step(np.add, a.reshape(-1), (b.reshape(-1),), out.reshape(-1))
             return out
 
         edges = np.array([0, count])
         for _ in range(depth):  # halve all pieces, until each is of one leaf or of two
-            middles = (edges[:-1] + edges[1:]) // 2
-            edges = np.insert(edges, np.arange(1, len(edges)), middles)
+            edges = np.insert(edges, np.arange(1, len(edges)), (edges[:-1] + edges[1:]) // 2)
         starts, two = edges[:-1], np.diff(edges) == 2
         sums = leaves[starts]
         if two.any():
             sums[two] = add(sums[two], leaves[starts[two] + 1])
         while len(sums) > 1:
             sums = add(sums[0::2], sums[1::2])
-        return np.asarray(add(sums[0], np.zeros_like(sums[0])))  # a single term is rounded; minus zeros sum to zero
+        zero = np.zeros_like(sums[0])
+        return np.asarray(add(sums[0], zero))  # a single term is rounded, and minus zeros alone add up to zero
 
 
-def _plain(step: Step, state: Array, term: Array) -> None:
-    step(np.add, state[0], term, state[0])
+def _native(ufunc: np.ufunc, a: Array, rows: Iterable[Array], out: Array) -> None:
+    for b in rows:
+        ufunc(a, b, out)
+        a = out
 
 
-def _compensated(step: Step, state: Array, term: Array) -> None:
+def _plain(step: Step, state: Array, rows: Array) -> None:
+    step(np.add, state[0], rows, state[0])
+
+
+def _compensated(step: Step, state: Array, rows: Array) -> None:
     """Kahan (1965): what an addition loses is taken from the next term. Higham 2002, algorithm 4.2."""
     total, lost, corrected, new = state
-    step(np.subtract, term, lost, corrected)
-    step(np.add, total, corrected, new)
-    step(np.subtract, new, total, lost)
-    step(np.subtract, lost, corrected, lost)
-    total[:] = new
+    for row in rows:
+        step(np.subtract, row, (lost,), corrected)
+        step(np.add, total, (corrected,), new)
+        step(np.subtract, new, (total, corrected), lost)
+        total[:] = new
 
 
 # --- what is reduced -------------------------------------------------------------------------------------------------
-def _in_tiles(plan: Plan, tiles: list[Any], work: Callable[[Any], None]) -> None:
-    """Do the tiles, in threads unless they share a random generator."""
-    if plan.rng is not None:
-        for tile in tiles:
-            work(tile)
-        return
-    walk(len(tiles), lambda piece, scratch: [work(tile) for tile in tiles[piece]] and None, piece=1)
-
-
-def _columns(plan: Plan, count: int) -> int:
-    return max(1, min(COLUMNS, 8 * _TERMS // max(count, 1))) if plan.order == "pairwise" else COLUMNS
-
-
 def reduce_columns(plan: Plan, *factors: Array) -> Array:
     """Return the sums along the first axis of values, or of products: from arrays of shape (k, n) to float64 (n,)."""
     count, n = factors[0].shape
-    width = _columns(plan, count)
+    width = plan.columns(count)
     result = np.empty(n)
 
-    def work(start: int) -> None:
+    def work(start: int, scratch: Scratch) -> None:
         tile = [factor[:, start : start + width] for factor in factors]
-        columns = tile[0].shape[1]
-        result[start : start + width] = plan.add_up(
-            lambda first, last: plan.terms(*(factor[first:last] for factor in tile)), count, columns
-        )
 
-    _in_tiles(plan, list(range(0, n, width)), work)
+        def source(first: int, last: int) -> tuple[Array, ...]:
+            return tuple(factor[first:last] for factor in tile)
+
+        columns = tile[0].shape[1]
+        result[start : start + width] = Tile(plan, source, start, columns, n, scratch).add_up(count)
+
+    _in_threads(list(range(0, n, width)), work)
     return result
 
 
 def matrix_product(plan: Plan, a: Array, b: Array) -> Array:
-    """Return the products of matrices: from arrays of shape (batch, m, k) and (batch, k, n) to float64 (batch, m, n)."""
+    """Return products of matrices: from arrays of shape (batch, m, k) and (batch, k, n) to float64 (batch, m, n)."""
     batch, m, count = a.shape
-    n = b.shape[2]
+    n, width = b.shape[2], plan.columns(count)
     left = np.moveaxis(a, -1, 0).astype(plan.factor_type, order="C")[..., None]  # (k, batch, m, 1)
     right = np.moveaxis(b, -2, 0).astype(plan.factor_type, order="C")[:, :, None, :]  # (k, batch, 1, n)
     result = np.empty((batch, m, n))
+    matrices, rows = max(1, width // max(1, m * n)), max(1, width // max(1, n))
+    tiles = [(i, j) for i in range(0, batch, matrices) for j in range(0, m, rows) if n]
 
-    def tiles() -> Iterator[tuple[slice, slice]]:
-        width = _columns(plan, count)
-        matrices, rows = max(1, width // max(1, m * n)), max(1, width // max(1, n))
-        for start in range(0, batch, matrices):
-            for row in range(0, m, rows):
-                yield slice(start, start + matrices), slice(row, row + rows)
+    def work(corner: tuple[int, int], scratch: Scratch) -> None:
+        i, j = corner
+        some, part = slice(i, i + matrices), slice(j, j + rows)
+        target = result[some, part]
 
-    def work(tile: tuple[slice, slice]) -> None:
-        some, rows = tile
-        part = result[some, rows]
-        sums = plan.add_up(
-            lambda first, last: plan.terms(left[first:last, some, rows], right[first:last, some]), count, part.size
-        )
-        part[...] = sums.reshape(part.shape)
+        def source(first: int, last: int) -> tuple[Array, ...]:
+            return left[first:last, some, part], right[first:last, some]
 
-    _in_tiles(plan, list(tiles()), work)
+        tile = Tile(plan, source, (i * m + j) * n, target.size, result.size, scratch)
+        target[...] = tile.add_up(count).reshape(target.shape)
+
+    _in_threads(tiles, work)
     return result
 
 
-def bits_of_largest(fmt: FloatFormat) -> int:
-    """Return the exponent of the power of two just above the largest value."""
-    return math.frexp(fmt.max)[1]
+def _in_threads(tiles: list[Any], work: Callable[[Any, Scratch], None]) -> None:
+    def some(piece: slice, scratch: Scratch) -> None:
+        for tile in tiles[piece]:
+            work(tile, scratch)
+
+    walk(len(tiles), some, piece=1)

@@ -480,7 +480,8 @@ ACCUMULATORS = [
     ("float16", "float16"), ("bfloat16", "bfloat16"), ("float8_e4m3fn", "float8_e4m3fn"), ("float8_e5m2", "float16"),
     ("float8_e4m3fnuz", "bfloat16"), ("bfloat16", "float16"), ("float16", "bfloat16"), ("float16", "float32"),
     ("float8_e3m4", "float8_e5m2"), ("float4_e2m1fn", "float6_e3m2fn"), ("bfloat16", "tfloat32"), ("float32", "float16"),
-    ("float32", "float32"), ("float16", ODD_ONES[0]), ("float16", ODD_ONES[1]), ("float8_e4m3", FORMATS["float8_e4m3"]),
+    ("float32", "float32"), ("float16", ODD_ONES[0]), (ODD_ONES[0], ODD_ONES[0]),
+    ("float16", ODD_ONES[1]), ("float8_e4m3", FORMATS["float8_e4m3"]),
 ]  # fmt: skip
 by_accumulator = pytest.mark.parametrize("fmt, to", ACCUMULATORS, ids=lambda f: getattr(f, "name", f))
 
@@ -546,6 +547,10 @@ def test_sums_that_plain_addition_rounds_twice():
     # a tie between 0 and the lowest float16, made by terms of another grid
     assert arithmetic.sum([2.0**-25, 2.0**-130], "bfloat16", accumulator="float16", order="pairwise") == 2.0**-24
     assert arithmetic.sum([2.0**-130, 2.0**-25], "bfloat16", accumulator="float16") == 0  # the first is lost at once
+    # a product below all float32 is not zero
+    tiny = FloatFormat("e4m3_tiny", 4, 3, bias=90)
+    least = tiny.smallest_subnormal
+    assert arithmetic.dot([least], [least], tiny, accumulator="bfloat16", rounding="up") == least
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -717,6 +722,9 @@ def test_operands_are_rounded_first():
     assert arithmetic.mul(1.06, 100.0, "float8_e4m3fn", rounding="up") == 1.0 * 96.0
     assert arithmetic.add(1e6, -1e6, "float16", overflow="saturate") == 0
     assert math.isnan(arithmetic.add(1e6, -1e6, "float16"))
+    infinity = np.array([np.inf, -np.inf], np.float16)
+    assert arithmetic.add(infinity, np.float16(0), "float16", overflow="saturate").tolist() == [65504, -65504]
+    assert arithmetic.add(infinity, infinity[::-1], "float16", overflow="saturate").tolist() == [0, 0]
     assert same(arithmetic.sum([257.0, 257.0], "bfloat16"), 512.0)
 
 

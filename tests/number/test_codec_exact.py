@@ -38,30 +38,12 @@ def without_nan(x, fmt):
     return x if fmt.nan_code is not None else x[~np.isnan(x)]
 
 
-def check(x, fmt, rounding, overflow):
-    oracle = oracle_of(fmt)
-    expected = np.array([oracle.cast(v, rounding, overflow) for v in x.tolist()])
-    result = qlab.cast(x, fmt, rounding=rounding, overflow=overflow)
-    wrong = ~same(result, expected)
-    assert not wrong.any(), (x[wrong][:9], result[wrong][:9], expected[wrong][:9])
-    through_codes = qlab.decode(qlab.encode(x, fmt, rounding=rounding, overflow=overflow), fmt)
-    assert same(through_codes, expected).all()
-
-
 @by_name
 def test_every_float16_and_bfloat16_in_every_way(fmt):
     """All 2 * 65536 inputs, six roundings, two overflow rules: values and codes."""
     fast = TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
     for inputs in (float16_inputs(), bfloat16_inputs()):
-        x = without_nan(inputs, fmt)
-        for rounding in DETERMINISTIC:
-            for overflow in ("ieee", "saturate"):
-                expected = fast.cast(x, rounding, overflow)
-                result = qlab.cast(x, fmt, rounding=rounding, overflow=overflow)
-                wrong = ~same(result, expected)
-                assert not wrong.any(), (rounding, overflow, x[wrong][:9], result[wrong][:9], expected[wrong][:9])
-                codes = qlab.encode(x, fmt, rounding=rounding, overflow=overflow)
-                assert same(qlab.decode(codes, fmt), expected).all(), (rounding, overflow)
+        check_by(fast, without_nan(inputs, fmt), fmt)
 
 
 @by_name
@@ -101,14 +83,42 @@ def test_stochastic_by_rational_arithmetic(fmt, noise_type):
 @by_name
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_values_midpoints_and_their_neighbours(fmt, dtype):
+    """Every value and midpoint and their neighbours up to 2 ulp away, thresholds of overflow, and the ends of the dtype."""
+    fast = TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
     values = np.unique(fmt.values()[np.isfinite(fmt.values())])
-    values = values if len(values) < 5000 else np.unique(np.concatenate([values[:600], values[-600:], values[::31]]))
-    points = np.concatenate([values, (values[1:] + values[:-1]) / 2, [2 * fmt.max, -2 * fmt.max, 1e30, -1e30]])
-    points = points.astype(dtype)
-    points = np.concatenate([points, np.nextafter(points, dtype(np.inf)), np.nextafter(points, dtype(-np.inf))])
+    edges = [2 * fmt.max, -2 * fmt.max, 1e30, -1e30, np.finfo(dtype).tiny, np.finfo(dtype).max]
+    with np.errstate(over="ignore"):
+        points = np.concatenate([values, (values[1:] + values[:-1]) / 2, edges]).astype(dtype)
+    near = [points]
+    for direction in (np.inf, -np.inf):
+        once = np.nextafter(points, dtype(direction))
+        near += [once, np.nextafter(once, dtype(direction))]
+    check_by(fast, np.concatenate(near), fmt)
+
+
+@by_name
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_each_exponent_with_edge_fractions(fmt, dtype):
+    """All exponent fields of the input dtype with the fractions where things happen, subnormals and infinity among them."""
+    fast = TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
+    int_type, mantissa, fields = (np.uint32, 23, 256) if dtype is np.float32 else (np.uint64, 52, 2048)
+    cut = max(mantissa - fmt.mantissa_bits, 1)
+    halves = [0, 1, 2, 3, (1 << cut) // 2, 1 << cut, (1 << cut) + (1 << cut) // 2, 1 << (mantissa - 1), (1 << mantissa) - 1]
+    fractions = sorted({(f + d) % (1 << mantissa) for f in halves for d in (-1, 0, 1)})
+    bits = np.add.outer(np.arange(fields, dtype=int_type) << int_type(mantissa), np.array(fractions, int_type)).ravel()
+    x = np.concatenate([bits.view(dtype), -bits.view(dtype)])
+    check_by(fast, without_nan(x, fmt), fmt)
+
+
+def check_by(fast, x, fmt):
     for rounding in DETERMINISTIC:
-        check(points, fmt, rounding, "ieee")
-    check(points, fmt, "nearest_even", "saturate")
+        for overflow in ("ieee", "saturate"):
+            expected = fast.cast(x, rounding, overflow)
+            result = qlab.cast(x, fmt, rounding=rounding, overflow=overflow)
+            wrong = ~same(result, expected)
+            assert not wrong.any(), (rounding, overflow, x[wrong][:9], result[wrong][:9], expected[wrong][:9])
+            codes = qlab.encode(x, fmt, rounding=rounding, overflow=overflow)
+            assert same(qlab.decode(codes, fmt), expected).all(), (rounding, overflow)
 
 
 @pytest.mark.parametrize("fmt", [*FORMATS.values(), *ODD_ONES], ids=lambda fmt: fmt.name)

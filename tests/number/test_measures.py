@@ -217,7 +217,7 @@ def test_shown_as_a_table_in_every_language(language):
     finally:
         qlab.set_language(None)
     assert html.count("<th ") == 11
-    assert "<td>float16</td>" in html
+    assert "<bdi>float16</bdi>" in html
     lines = repr(report).splitlines()
     assert lines[0].split()[:4] == ["format", "bits", "overflow", "underflow"]
     assert lines[1].split()[:3] == ["float16", "16", "33.33"]

@@ -1,0 +1,107 @@
+"""Arrays on their way in and out: what may come in, as which float it is worked on, and where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qlab._pieces import Array, Scratch
+from qlab.number.bits import Layout
+
+__all__ = ["flat", "flat_output", "is_bfloat16", "loader", "numbers", "output", "same_memory"]
+
+
+def numbers(x: Any) -> Array:
+    """Return `x` as an array of real numbers."""
+    array = np.asarray(x)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
+        return array
+    if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or is_bfloat16(array.dtype):
+        return array
+    raise TypeError(
+        f"x is an array of {array.dtype}; float16, bfloat16, float32, float64 and integers can be rounded: "
+        "convert it first, for instance with numpy.asarray(x, dtype=numpy.float64)"
+    )
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is the bfloat16 of ml_dtypes, which NumPy itself does not know."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
+    """Return `out` if it fits, or a new array of the shape of `like`."""
+    if out is None:
+        return np.empty(like.shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != dtype or not out.flags.writeable:
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out is {found}; it must be a writable {dtype} array of shape {like.shape}")
+    return out
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays are one, element for element."""
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
+
+
+class _Strided:
+    """A flat view of an array that is not contiguous: pieces are copied, in C order, one at a time."""
+
+    def __init__(self, array: Array) -> None:
+        self.flat, self.dtype = array.flat, array.dtype
+
+    def __getitem__(self, piece: slice) -> Array:
+        return np.asarray(self.flat[piece])
+
+
+def flat(array: Array) -> Any:
+    """Return what gives pieces of the flattened array by slices, without copying it whole."""
+    return array.reshape(-1) if array.flags.c_contiguous else _Strided(array)
+
+
+def flat_output(array: Array) -> Any:
+    """Return a flat view to write to."""
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    raise ValueError("out must be C-contiguous; pass a contiguous array and copy from it")
+
+
+def loader(dtype: np.dtype[Any], layout: Layout) -> Callable[[Array, Scratch], Array]:
+    """Return what brings a piece of the input into the float to work in."""
+    if dtype == layout.float_type:
+        return lambda piece, scratch: piece
+    if is_bfloat16(dtype):
+        return _load_bfloat16
+    if dtype.kind in "iu" and dtype.itemsize == 8:
+        return _load_wide_integers
+
+    def load(piece: Array, scratch: Scratch) -> Array:
+        values = scratch("loaded", layout.float_type, piece.size)
+        np.copyto(values, piece, casting="same_kind")  # float64 to float32 where a policy rounds twice
+        return values
+
+    return load
+
+
+def _load_bfloat16(piece: Array, scratch: Scratch) -> Array:
+    bits = scratch("loaded", np.uint32, piece.size)
+    np.copyto(bits, piece.view(np.uint16))
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)
+
+
+def _load_wide_integers(piece: Array, scratch: Scratch) -> Array:
+    """64-bit integers beyond 2**53 do not fit into float64: round them to odd, which a second rounding forgives.
+
+    (Boldo and Melquiond, "When double rounding is odd", 2004: to odd first, with two more bits than the target has.)
+    """
+    negative = piece < 0
+    magnitude = np.where(negative, -piece.astype(np.uint64), piece.astype(np.uint64))
+    sticky = (magnitude & np.uint64(0x7FF)) != 0
+    odd = np.ldexp(((magnitude >> np.uint64(11)) | sticky).astype(np.float64), 11)
+    values = np.where(magnitude >> np.uint64(53) > 0, odd, magnitude.astype(np.float64))
+    return np.where(negative, -values, values)
