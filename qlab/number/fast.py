@@ -234,43 +234,32 @@ class ExponentLane:
     def __init__(self, fmt: FloatFormat, saturate: bool) -> None:
         self.fmt, self.saturate = fmt, saturate
 
-    def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array | None:
-        """Return the codes of a piece; None for one with infinities or NaN."""
-        bits, n = x.view(np.int32), x.size
-        magnitude = np.bitwise_and(bits, 0x7FFFFFFF, out=scratch("field", np.int32, n))
-        if magnitude.max() >= 0x7F800000:
-            return None
-        codes = np.right_shift(magnitude, 23, out=scratch("codes", np.int32, n))
-        tiny = codes.min() == 0
-        np.bitwise_and(codes, 1, out=codes)
-        np.add(codes, 0x3FFFFF, out=codes)  # just under half a step, or half a step where the exponent is odd
-        np.add(codes, magnitude, out=codes)
-        np.right_shift(codes, 23, out=codes)
-        if tiny:  # below 2**-126 floats are subnormal: half-way from 2**-127 to 2**-126 is 0x600000
-            np.copyto(codes, magnitude > 0x600000, where=magnitude < 0x800000)
-        np.clip(codes, 0, self.fmt.max_code if self.saturate else 255, out=codes)
-        lowest = bits.min()
-        if lowest < 0:
-            negative = np.right_shift(bits, 31, out=magnitude)  # all ones where negative
-            if lowest == -(1 << 31):
-                np.copyto(negative, 0, where=bits == lowest)  # minus zero is zero
-            if self.saturate:
-                np.bitwise_and(codes, np.invert(negative, out=negative), out=codes)
-            else:
-                np.bitwise_or(codes, np.bitwise_and(negative, 255, out=negative), out=codes)
-        return codes
-
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
-        """Write the rounded values of a piece; not for one with infinities or NaN."""
-        codes = self.encode(x, scratch)
-        if codes is None:
+        """Write the rounded values of a piece that is ordinary: no tiny numbers, no minus zero, nothing that overflows."""
+        bits, values = x.view(np.int32), out.view(np.int32)
+        lowest = bits.min()
+        if bits.max() > 0x7F400000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
             return False
-        low, values = codes.min(), out.view(np.int32)
-        nan = np.add(codes, 1, out=scratch("field", np.int32, x.size))
-        np.right_shift(nan, 8, out=nan)  # 1 for the code 255, which would be infinity in float32
-        np.left_shift(nan, 22, out=nan)
-        np.left_shift(codes, 23, out=values)
-        np.bitwise_or(values, nan, out=values)
-        if low == 0:
-            np.copyto(out, np.float32(2.0**-127), where=codes == 0)
+        negative = np.right_shift(bits, 31, out=scratch("sign", np.int32, x.size)) if lowest < 0 else None
+        odd = np.right_shift(bits, 23, out=scratch("field", np.int32, x.size))
+        np.bitwise_and(odd, 1, out=odd)
+        np.add(odd, 0x3FFFFF, out=odd)  # just under half a step, or half a step where the exponent is odd
+        rounded = np.add(bits, odd, out=odd)
+        np.bitwise_and(rounded, 0x7F800000, out=rounded)
+        if rounded.min() <= 0x800000:  # 2**-126 and below, where floats are subnormal
+            return False
+        if negative is None:
+            np.copyto(values, rounded)
+            return True
+        np.bitwise_and(negative, 0x7FC00000, out=negative)  # NaN
+        np.bitwise_or(rounded, negative, out=values)
         return True
+
+    def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array | None:
+        """Return the codes of a piece for which `cast` is made, else None."""
+        values = scratch("cast", np.float32, x.size)
+        if not self.cast(x, values, scratch):
+            return None
+        codes = values.view(np.int32)
+        np.right_shift(codes, 22, out=codes)  # the exponent, and below it whether it is NaN
+        return np.right_shift(codes, 1, out=codes)
