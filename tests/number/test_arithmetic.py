@@ -18,9 +18,11 @@ from oracles import Oracle, float16_inputs, same
 
 import qlab
 from qlab import arithmetic
+from qlab._pieces import Scratch
 from qlab.number.error_free import plain_sum_will_do
 from qlab.number.formats import FORMATS, FloatFormat, get_format
-from qlab.number.reductions import Plan
+from qlab.number.noise import philox
+from qlab.number.reductions import Plan, _Noise
 from qlab.number.rounding import ROUNDINGS
 
 BYTES = [fmt for fmt in FORMATS.values() if isinstance(fmt, FloatFormat) and fmt.bits <= 8]
@@ -551,6 +553,10 @@ def test_sums_that_plain_addition_rounds_twice():
     tiny = FloatFormat("e4m3_tiny", 4, 3, bias=90)
     least = tiny.smallest_subnormal
     assert arithmetic.dot([least], [least], tiny, accumulator="bfloat16", rounding="up") == least
+    # what is rounded to zero keeps its sign, if the format has one for zero
+    for name, zero in (("float8_e4m3fnuz", 0.0), ("float8_e4m3fn", -0.0)):
+        least = get_format(name).smallest_subnormal
+        assert same(arithmetic.dot([-least], [least], name, fma=True), zero)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -690,6 +696,15 @@ def test_many_columns_and_threads(option):
     result = arithmetic.matmul(a, b, "float16", **option)
     assert same(result[137], arithmetic.dot(a[137], b.T, "float16", **option)).all()
     assert same(result[:, 200], arithmetic.dot(a, b[:, 200], "float16", **option)).all()
+
+
+def test_noise_of_a_tile_is_its_part_of_one_stream():
+    """Operation i of column j gets word i * total + j of the counter-based stream, in whatever portions it is taken."""
+    stream = philox(7, 0, 200 * 10).reshape(200, 10)
+    for first, columns in ((0, 10), (4, 5), (9, 1)):
+        noise = _Noise(7, first, columns, 10, Scratch())
+        taken = np.concatenate([noise.take(portion).reshape(-1, columns) for portion in (1, 2, 60, 3, 100, 30)])
+        assert np.array_equal(taken, stream[:196, first : first + columns])
 
 
 def test_stochastic_accumulators():
