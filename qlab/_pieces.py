@@ -1,7 +1,7 @@
 """Walk a large array in pieces that stay in the cache, in threads, with scratch memory that is reused.
 
 A whole-array NumPy expression sends every intermediate result through main memory. The same operations on pieces of
-some 2**16 elements stay in the second-level cache and run about ten times faster. NumPy releases the interpreter's
+some 2**16 elements stay in the cache and run about ten times faster. NumPy releases the interpreter's
 lock inside its loops, so that pieces also run in parallel threads.
 """
 
@@ -20,7 +20,8 @@ __all__ = ["PIECE", "Array", "Scratch", "get_num_threads", "set_num_threads", "w
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PIECE = 1 << 16
-"""Elements in a piece: three or four arrays of that many float32 fit in 1 MiB of cache."""
+"""Elements in a piece: a few arrays of that many float32 fit in the cache. Threads get pieces four times as long, so that
+they need not wait for one another."""
 
 _local = threading.local()
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -92,8 +93,9 @@ def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int = PIECE) 
 
     `work` must touch only its own slice of any output. The first exception that a piece raises is raised here.
     """
+    threads = min(get_num_threads(), n // (8 * piece))
+    piece = piece if threads <= 1 else 4 * piece
     starts = range(0, n, piece)
-    threads = min(get_num_threads(), len(starts) // 2)
     if threads <= 1:
         scratch = _scratch()
         for start in starts:

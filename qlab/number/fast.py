@@ -57,20 +57,21 @@ class AddLane:
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece."""
-        layout, fmt, n = self.layout, self.fmt, x.size
-        bits = x.view(layout.int_type)
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, n))
-        large, top_field = self.clamps or field.max() >= self.top_field, self.top_field
-        sign = np.bitwise_and(bits, ~layout.magnitude_mask, out=scratch("sign", layout.int_type, n))
+        layout, fmt, n, source = self.layout, self.fmt, x.size, x
+        in_place = out.ctypes.data == x.ctypes.data
+        sign = self._sign(x, scratch("sign", layout.int_type, n)) if in_place else None
+        field = scratch("field", layout.int_type, n)
+        if self.clamps:
+            x = np.clip(x, -self.limit, self.limit, out=out)
+        np.bitwise_and(x.view(layout.int_type), layout.exponent_mask, out=field)
+        large = not self.clamps and field.max() >= self.top_field
         if large:
-            if not self.clamps and self.rounding != "nearest_even":
+            if self.rounding != "nearest_even":
                 return False
-            limit = self.limit if self.clamps else self.beyond
-            top_field = self.top_field if self.clamps else self.beyond_field
-            x = np.clip(x, -limit, limit, out=scratch("clipped", layout.float_type, n))
+            x = np.clip(x, -self.beyond, self.beyond, out=out)
         if self.rounding in ("toward_zero", "nearest_away", "to_odd", "stochastic"):  # symmetric: round the magnitude
             x = np.abs(x, out=scratch("magnitude", layout.float_type, n))
-        np.clip(field, self.low_field, top_field, out=field)
+        np.clip(field, self.low_field, self.beyond_field if large else self.top_field, out=field)
         np.add(field, self.push, out=field)
         pushed = field.view(layout.float_type)
         if self.rounding == "nearest_even":
@@ -78,13 +79,18 @@ class AddLane:
             np.subtract(out, pushed, out=out)
         else:
             self._correct(x, field, pushed, out, scratch, noise)
-        if large and not self.clamps:
+        if large:
             over = np.greater(np.abs(out, out=pushed), self.limit, out=scratch("over", bool, n))
             np.copyto(out, np.inf if fmt.infinities else np.nan, where=over)
+        if sign is None:
+            sign = self._sign(source, field)
         np.bitwise_or(out.view(layout.int_type), sign, out=out.view(layout.int_type))
         if not fmt.has_negative_zero:
             np.add(out, 0, out=out)
         return True
+
+    def _sign(self, x: Array, out: Array) -> Array:
+        return np.bitwise_and(x.view(self.layout.int_type), ~self.layout.magnitude_mask, out=out)
 
     def _correct(self, x: Array, field: Array, pushed: Array, out: Array, scratch: Scratch, noise: Array | None) -> None:
         """Round to nearest, and go one step back or on where the rounding wants the other neighbour."""
