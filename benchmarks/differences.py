@@ -2,17 +2,20 @@
 
     python -m benchmarks.differences
 
-writes ``results/differences.json`` and prints the rows on which not all agree. Only NumPy and qlab are needed; a
-library that is absent is named and skipped. Numbers are float64; a library that takes only float32 gets the nearest.
+writes ``results/differences.json``, copies it into the package (`qlab.data.differences`), and prints the rows on which
+not all agree. Only NumPy and qlab are needed; a library that is absent is named and skipped. Numbers are float64; a
+library that takes only float32 gets the nearest.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,9 @@ from qlab.show.table import Table
 
 Cast = Callable[[float, str], float]
 """Round a number to the named format, nearest even; KeyError for a format that the library has not."""
+
+PACKAGED = Path(qlab.__file__).with_name("differences.json")
+"""Where `qlab.data.differences` reads."""
 
 FORMATS = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3", "float8_e8m0fnu", "float4_e2m1fn")
 
@@ -206,6 +212,7 @@ def main() -> None:
     libraries = installed()
     rows = run(libraries)
     path = store("differences", rows, libraries=_versions(libraries), notes=NOTES)
+    shutil.copyfile(path, PACKAGED)
     disputed = [row for row in rows if len(set(row["answers"].values())) > 1]
     cells = [(row["format"], row["input"], *(row["answers"].get(name, "") for name in libraries)) for row in disputed]
     print(Table(("format", "input", *libraries), cells))

@@ -1,20 +1,22 @@
-"""Small real data and models for the book, the same on every machine.
+"""Small real data and models for the book, and a stored comparison of libraries, the same on every machine.
 
 scikit-learn ships the data: 1797 handwritten digits of 8 x 8 pixels, from the UCI repository.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
 
 from qlab._pieces import Array
 
-__all__ = ["Classifier", "Digits", "digits", "train_digits"]
+__all__ = ["Classifier", "Difference", "Differences", "Digits", "differences", "digits", "train_digits"]
 
 
 class Digits(NamedTuple):
@@ -146,3 +148,52 @@ def train_digits(hidden: int = 64) -> Classifier:
     if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
         raise ValueError(f"hidden={hidden!r} is not allowed; give a positive integer")
     return _train(hidden)
+
+
+class Difference(NamedTuple):
+    """One question, which value a format makes of a number, and what each library answers.
+
+    Attributes
+    ----------
+    format, input : str
+        Name of the format; the number as it is best said, as ``1 + 2^-11``.
+    value : float
+        The number.
+    answers : dict of str to str
+        By library: a number that `float` reads, or the name of an error. A library without the format is left out.
+    """
+
+    format: str
+    input: str
+    value: float
+    answers: dict[str, str]
+
+    @property
+    def disputed(self) -> bool:
+        """Whether not all libraries answer alike."""
+        return len(set(self.answers.values())) > 1
+
+
+class Differences(NamedTuple):
+    """What libraries answered: their versions by name, and a row for each question."""
+
+    libraries: dict[str, str]
+    rows: list[Difference]
+
+
+def differences() -> Differences:
+    """Return how qlab and other libraries rounded the same hard numbers to the same formats, as stored with the package.
+
+    ``python -m benchmarks.differences`` asks them again, those that are installed.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> stored = qlab.data.differences()
+    >>> row = next(r for r in stored.rows if (r.format, r.input) == ("float8_e4m3fn", "500"))
+    >>> row.answers["torch"], row.answers["ml_dtypes"], row.disputed
+    ('448.0', 'nan', True)
+    """
+    stored = json.loads(files("qlab").joinpath("differences.json").read_text(encoding="utf-8"))
+    rows = [Difference(r["format"], r["input"], float(r["value"]), r["answers"]) for r in stored["rows"]]
+    return Differences(stored["libraries"], rows)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+import qlab
 from benchmarks import differences
 from benchmarks.timing import RESULTS
 
@@ -46,6 +47,18 @@ def test_stored_answers_are_well_formed():
             assert text.endswith("Error") or isinstance(float(text), float)
     keys = [(row["format"], row["input"]) for row in STORED["rows"]]
     assert keys == [(fmt, label) for fmt in differences.FORMATS for label in differences.inputs(fmt)]
+
+
+def test_the_packaged_copy_is_the_stored_one():
+    """If this fails: python -m benchmarks.differences, which writes both."""
+    assert differences.PACKAGED.read_bytes() == (RESULTS / "differences.json").read_bytes()
+    stored = qlab.data.differences()
+    assert stored.libraries == STORED["libraries"]
+    assert [row.answers for row in stored.rows] == [row["answers"] for row in STORED["rows"]]
+    same, disputed = (next(r for r in stored.rows if (r.format, r.input) == ("float8_e4m3fn", x)) for x in ("464", "500"))
+    assert (same.value, same.disputed, disputed.value, disputed.disputed) == (464.0, False, 500.0, True)
+    stored.rows[0].answers.clear()
+    assert qlab.data.differences().rows[0].answers  # each caller has a copy
 
 
 def test_qlab_still_answers_as_stored(libraries):

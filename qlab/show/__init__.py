@@ -1,10 +1,12 @@
 """What people look at: figures, tables and explanations, in the reader's language.
 
 `Figure` and `Table` show themselves in a notebook and print as plain text that is the same in every language. The words
-are in `labels/<language>.toml`, the drawing is in one module per part of the book: `number` (part I and II).
+are in `labels/<language>.toml`, the drawing is in one module per part of the book: `number` (part I and II),
+`formats` (chapter 03).
 """
 
 from qlab.show.figure import Figure
+from qlab.show.formats import bit_layouts, density, format_map, number_lines
 from qlab.show.language import LANGUAGES, get_language, label, set_language
 from qlab.show.number import (
     accuracy_and_size,
@@ -15,9 +17,11 @@ from qlab.show.number import (
     roofline,
     spacing,
 )
+from qlab.show.rounding import rounding_errors, stochastic_mean
 from qlab.show.table import Table, format_table
 
 __all__ = [
-    "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "digit_with_fewer_words", "energy", "format_table",
-    "get_language", "label", "number_line", "roofline", "set_language", "spacing",
+    "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "bit_layouts", "density",
+    "digit_with_fewer_words", "energy", "format_map", "format_table", "get_language", "label", "number_line",
+    "number_lines", "roofline", "rounding_errors", "set_language", "spacing", "stochastic_mean",
 ]  # fmt: skip

@@ -16,6 +16,12 @@ FIGURES = {
     "number_line": lambda: qlab.show.number_line("float6_e3m2fn"),
     "binades": lambda: qlab.show.binades("float16", "bfloat16"),
     "spacing": lambda: qlab.show.spacing("float16"),
+    "bit_layouts": lambda: qlab.show.bit_layouts("bfloat16", "float8_e8m0fnu", "int8"),
+    "format_map": lambda: qlab.show.format_map("float16", "bfloat16", "int8", "posit8"),
+    "number_lines": lambda: qlab.show.number_lines("float4_e2m1fn", "int4", limits=(8, 1)),
+    "density": lambda: qlab.show.density("float8_e4m3fn", "int8", "posit8", low=-12, high=10),
+    "rounding_errors": qlab.show.rounding_errors,
+    "stochastic_mean": lambda: qlab.show.stochastic_mean((1, 8)),
     "roofline": lambda: qlab.show.roofline([(1, 16, 1.0), (64, 4, 256.0)], flops=790e12, bandwidth=4.3e12),
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
@@ -77,6 +83,30 @@ def test_unknown_formats_and_formats_without_exponent():
         qlab.show.number_line("flot16")
     with pytest.raises(TypeError, match="no exponent"):
         qlab.show.binades("int8")
+
+
+def test_formats_that_a_figure_cannot_draw():
+    with pytest.raises(TypeError, match="posit8 has no fields"):
+        qlab.show.bit_layouts("float16", "posit8")
+    with pytest.raises(ValueError, match="float32 has 32 bits"):
+        qlab.show.density("float32")
+    with pytest.raises(ValueError, match="low below high"):
+        qlab.show.density("int8", low=3, high=3)
+    with pytest.raises(ValueError, match="positive numbers"):
+        qlab.show.number_lines("int8", limits=(8, 0))
+    with pytest.raises(ValueError, match="no format"):
+        qlab.show.format_map()
+
+
+def test_roundings_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match="stochastic"):
+        qlab.show.rounding_errors("stochastic")
+    with pytest.raises(ValueError, match="limit=0"):
+        qlab.show.rounding_errors(limit=0)
+    with pytest.raises(ValueError, match="copies"):
+        qlab.show.stochastic_mean((1, 0))
+    with pytest.raises(ValueError, match="steps=9"):
+        qlab.show.stochastic_mean(steps=9)
 
 
 def test_superscript():

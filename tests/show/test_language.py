@@ -10,7 +10,7 @@ from qlab.show.language import LANGUAGES, catalogue, label
 
 OTHERS = [language for language in LANGUAGES if language != "en"]
 ENGLISH_TOO = re.compile(
-    r"^[\W\d_]*$|^(ulp|NaN|x|bias|epsilon|1 bit|(float32|int8) \(ms\))$"
+    r"^[\W\d_]*$|^(ulp|NaN|x|bias|epsilon|1 bit|qlab|torch|ml_dtypes|gfloat|(float32|int8) \(ms\))$"
 )  # what may be the same in every language
 
 
