@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -218,3 +220,13 @@ def test_digest_tells_whether_a_language_must_be_built_again(tmp_path: Path, mon
     page.unlink()
     assert len({*seen, source_digest("fa")}) == 5
     assert source_digest("en") == english, "a Persian page is no business of the English site"
+
+
+@pytest.mark.xdist_group("top_level_book")
+def test_top_level_book_builds_with_all_languages(tmp_path: Path) -> None:
+    """`jupyter-book build .`, warnings as errors: one book with the four languages in it."""
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "-n", "--keep-going", "-q"]
+    run = subprocess.run([*command, "--path-output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    for code in ("en", "zh", "vi", "fa"):
+        assert (tmp_path / "_build" / "html" / "book" / code / "02_float_anatomy.html").exists()
