@@ -25,7 +25,8 @@ class FloatLane:
         self.clamps = self.saturate or (fmt.infinity_code is None and fmt.nan_code is None)
         self.fast = fast_lane(fmt, layout, rounding, self.saturate)
         self.sign = fmt.sign_mask - (1 << layout.width) * (fmt.bits == layout.width)  # as a signed integer
-        self.wide = layout is FLOAT32 and fmt.emin + layout.bias < 1  # the law needs float64 here
+        narrow = layout is FLOAT32 and fmt.emin + layout.bias < 1  # the law needs float64 here
+        self.wide = FloatLane(fmt, FLOAT64, rounding, overflow) if narrow else None
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out` if a fast lane can; say whether it could."""
@@ -34,10 +35,8 @@ class FloatLane:
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
         """Return the codes of a piece: integers, in scratch memory."""
         codes = None if self.fast is None else self.fast.encode(x, scratch, noise)
-        if codes is None and self.wide:
-            return FloatLane(self.fmt, FLOAT64, self.rounding, "saturate" if self.saturate else "ieee").encode(
-                x.astype(np.float64), scratch, noise
-            )
+        if codes is None and self.wide is not None:
+            return self.wide.encode(x.astype(np.float64), scratch, noise)
         bits = x.view(self.layout.int_type)
         if codes is None:
             codes = round_magnitudes(bits, self.layout, self.fmt, self.rounding, scratch, noise)
