@@ -16,7 +16,9 @@ import numpy as np
 
 from qlab._pieces import Array
 
-__all__ = ["Classifier", "Difference", "Differences", "Digits", "differences", "digits", "train_digits"]
+__all__ = [
+    "Classifier", "Difference", "Differences", "Digits", "TrainingStep", "differences", "digits", "train_digits", "training_step",
+]  # fmt: skip
 
 
 class Digits(NamedTuple):
@@ -97,34 +99,69 @@ class Classifier:
         return replace(self, weights=tuple(change(w) for w in self.weights))
 
 
-@lru_cache(maxsize=4)
-def _train(hidden: int) -> Classifier:
+class TrainingStep(NamedTuple):
+    """What one step of training computes: three dicts of name to float32 array.
+
+    Attributes
+    ----------
+    parameters : dict
+        ``w1 b1 w2 b2``, before the step.
+    activations : dict
+        ``pixels hidden logits probabilities``, each of shape (1200, units).
+    gradients : dict
+        Of the mean loss, by the parameters ``w1 b1 w2 b2`` and by the activations ``hidden logits``.
+    """
+
+    parameters: dict[str, Array]
+    activations: dict[str, Array]
+    gradients: dict[str, Array]
+
+
+_PARAMETERS, _STEPS = ("w1", "b1", "w2", "b2"), 150
+
+
+def _forward_and_backward(parameters: list[Array]) -> TrainingStep:
+    data = _load()
+    x, target = data.train_x.astype(np.float64), np.eye(10)[data.train_y]
+    w1, b1, w2, b2 = parameters
+    h = np.maximum(x @ w1 + b1, 0)
+    logits = h @ w2 + b2
+    probability = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability /= probability.sum(axis=1, keepdims=True)
+    d_logits = (probability - target) / len(x)
+    d_h = d_logits @ w2.T * (h > 0)
+    return TrainingStep(
+        dict(zip(_PARAMETERS, parameters, strict=True)),
+        {"pixels": x, "hidden": h, "logits": logits, "probabilities": probability},
+        {"w1": x.T @ d_h, "b1": d_h.sum(0), "w2": h.T @ d_logits, "b2": d_logits.sum(0), "hidden": d_h, "logits": d_logits},
+    )
+
+
+@lru_cache(maxsize=8)
+def _train(hidden: int, steps: int) -> tuple[Array, ...]:
     """Gradient descent on all pictures at once, with the step sizes of Adam (Kingma and Ba, 2015).
 
     It computes in float64 and rounds the parameters to float32 after every step. What differs from one machine's
     libraries to another's, a last bit of a float64, is rounded away each time: the result is the same everywhere.
     """
-    data, rng = _load(), np.random.default_rng(0)
-    x, target = data.train_x.astype(np.float64), np.eye(10)[data.train_y]
-    shapes = ((x.shape[1], hidden), (hidden,), (hidden, 10), (10,))
+    rng, shapes = np.random.default_rng(0), ((64, hidden), (hidden,), (hidden, 10), (10,))
     parameters = [rng.normal(0, (2 / shape[0]) ** 0.5, shape) * (len(shape) == 2) for shape in shapes]
     mean, square = [np.zeros(s) for s in shapes], [np.zeros(s) for s in shapes]
-    for step in range(1, 151):
-        w1, b1, w2, b2 = parameters
-        h = np.maximum(x @ w1 + b1, 0)
-        logits = h @ w2 + b2
-        probability = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probability /= probability.sum(axis=1, keepdims=True)
-        d_logits = (probability - target) / len(x)
-        d_h = d_logits @ w2.T * (h > 0)
-        gradients = [x.T @ d_h, d_h.sum(0), h.T @ d_logits, d_logits.sum(0)]
-        for i, gradient in enumerate(gradients):
+    for step in range(1, steps + 1):
+        gradients = _forward_and_backward(parameters).gradients
+        for i, name in enumerate(_PARAMETERS):
+            gradient = gradients[name]
             mean[i] += 0.1 * (gradient - mean[i])
             square[i] += 0.001 * (gradient**2 - square[i])
             change = mean[i] / (1 - 0.9**step) / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
             parameters[i] = (parameters[i] - 0.01 * change).astype(np.float32).astype(np.float64)
-    final: list[Array] = [p.astype(np.float32) for p in parameters]
-    return Classifier((final[0], final[2]), (final[1], final[3]))
+    return tuple(parameters)
+
+
+def _check_positive(name: str, value: int, lowest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        allowed = "a positive integer" if lowest else "a step from 0 up"
+        raise ValueError(f"{name}={value!r} is not allowed; give {allowed}")
 
 
 def train_digits(hidden: int = 64) -> Classifier:
@@ -145,9 +182,35 @@ def train_digits(hidden: int = 64) -> Classifier:
     >>> network.accuracy(data.test_x, data.test_y) > 95
     True
     """
-    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-        raise ValueError(f"hidden={hidden!r} is not allowed; give a positive integer")
-    return _train(hidden)
+    _check_positive("hidden", hidden, 1)
+    w1, b1, w2, b2 = (p.astype(np.float32) for p in _train(hidden, _STEPS))
+    return Classifier((w1, w2), (b1, b2))
+
+
+def training_step(step: int = _STEPS, *, hidden: int = 64) -> TrainingStep:
+    """Return the parameters, activations and gradients of `train_digits` at a step, for all 1200 training pictures.
+
+    Parameters
+    ----------
+    step : int
+        How many steps were made before: 0 is the untrained network, 150 the one that `train_digits` returns.
+    hidden : int
+        Units of the hidden layer.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> start, end = qlab.data.training_step(0), qlab.data.training_step(150)
+    >>> start.gradients["w1"].shape
+    (64, 64)
+    >>> bool(abs(end.gradients["w1"]).max() < 0.1 * abs(start.gradients["w1"]).max())
+    True
+    """
+    _check_positive("step", step, 0)
+    _check_positive("hidden", hidden, 1)
+    at_step = _forward_and_backward(list(_train(hidden, step)))
+    parts = [{name: array.astype(np.float32) for name, array in part.items()} for part in at_step]
+    return TrainingStep(*parts)
 
 
 class Difference(NamedTuple):

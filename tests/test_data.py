@@ -35,6 +35,31 @@ def test_training_is_the_same_every_time():
         assert np.array_equal(a, b)
 
 
+def test_a_training_step_is_what_the_classifier_was_trained_with():
+    step, network, data = qlab.data.training_step(), qlab.data.train_digits(), qlab.data.digits()
+    assert all(array.dtype == np.float32 for part in step for array in part.values())
+    assert np.array_equal(step.parameters["w1"], network.weights[0])
+    assert np.array_equal(step.activations["logits"].argmax(1), network.predict(data.train_x))
+    assert np.allclose(step.activations["probabilities"].sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["w1", "b1", "w2", "b2"])
+def test_gradients_are_differences_of_the_loss(name):
+    def loss(parameters):
+        probabilities = qlab.data._forward_and_backward(list(parameters.values())).activations["probabilities"]
+        return -np.log(probabilities[np.arange(1200), qlab.data.digits().train_y]).mean()
+
+    step = qlab.data.training_step(3)
+    parameters = {key: value.astype(np.float64) for key, value in step.parameters.items()}
+    at = np.unravel_index(np.abs(step.gradients[name]).argmax(), step.gradients[name].shape)
+    above, below = ({key: value.copy() for key, value in parameters.items()} for _ in range(2))
+    above[name][at] += 1e-5
+    below[name][at] -= 1e-5
+    assert (loss(above) - loss(below)) / 2e-5 == pytest.approx(step.gradients[name][at], rel=1e-4)
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match="step=-1"):
+        qlab.data.training_step(-1)
     with pytest.raises(ValueError, match="hidden=0"):
         qlab.data.train_digits(0)
