@@ -13,24 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qlab._check import one_of
-from qlab._pieces import SHORT, Array, Scratch, parts_of, walk
+from qlab._pieces import Array, Scratch, walk
 from qlab.backend.dispatch import is_tensor
 from qlab.number.arrays import flat, flat_output, is_bfloat16, loader, numbers, output, same_memory
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
-from qlab.number.lanes import FloatLane, IntLane, TableLane
 from qlab.number.noise import philox, seed_of
 from qlab.number.policies import PeerExponentLane, overflow_of, rounds_twice
+from qlab.number.rounder import Lane, Rounder, lane_of
 from qlab.number.rounding import ROUNDINGS
 
 __all__ = ["OVERFLOWS", "Rules", "cast", "code_dtype", "decode", "encode", "value_dtype"]
 
 OVERFLOWS = ("ieee", "saturate")
 NAN_RULES = ("raise", "zero")
-
-Lane = FloatLane | IntLane | TableLane | PeerExponentLane
-
 
 def code_dtype(fmt: str | Format) -> np.dtype[Any]:
     """Return the dtype of a format's codes: uint8 up to 8 bits, int32 up to 32, int64 above."""
@@ -279,8 +276,7 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
         array = array.copy()
     source, target, flat_noise = flat(array), flat_output(result), None if noise is None else flat(noise)
     load = loader(array.dtype, layout)
-    numpy_kind = np.dtype(np.float32) if is_bfloat16(kind) else kind
-    decoder = decoder_of(fmt, np.dtype(layout.int_type), numpy_kind)
+    rounder = Rounder(lane, layout, fmt, np.dtype(np.float32) if is_bfloat16(kind) else kind)
 
     def work(piece: slice, scratch: Scratch) -> None:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # of this thread
@@ -295,23 +291,10 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
         bits = None if flat_noise is None else flat_noise[piece]
         if seed is not None:
             bits = philox(seed, piece.start, piece.stop, scratch)
-        into = target[piece]
         if to_codes:
-            np.copyto(into, lane.encode(values, scratch, bits), casting="unsafe")
-            return
-        round_to(into, values, bits, scratch)
-
-    def round_to(into: Array, values: Array, bits: Array | None, scratch: Scratch) -> None:
-        rounded = into if into.dtype == layout.float_type else scratch("values", layout.float_type, values.size)
-        if not lane.cast(values, rounded, scratch, bits):
-            if values.size > SHORT and getattr(lane, "fast", None) is not None:
-                for part in parts_of(values.size):
-                    round_to(into[part], values[part], None if bits is None else bits[part], scratch)
-                return
-            rounded = into if into.dtype == numpy_kind else scratch("decoded", numpy_kind, values.size)
-            decoder(lane.encode(values, scratch, bits), rounded, scratch)
-        if rounded is not into:
-            np.copyto(into, rounded, casting="unsafe")  # exact: the result's dtype holds every value of the format
+            np.copyto(target[piece], lane.encode(values, scratch, bits), casting="unsafe")
+        else:
+            rounder.cast(values, target[piece], scratch, bits)
 
     try:
         walk(array.size, work)
@@ -329,13 +312,13 @@ def _choose_lane(dtype: np.dtype[Any], fmt: Format, how: Rules) -> tuple[Lane, L
     check_rules(how)
     rounding, layout = how.rounding, _layout(dtype, fmt)
     if how.policy is None:
-        return _lane(fmt, layout, rounding, how.overflow), layout
+        return lane_of(fmt, layout, rounding, how.overflow), layout
     overflow = overflow_of(how.policy, fmt, rounding)
     if dtype == np.float64 and rounds_twice(how.policy, fmt):
         layout = _layout(np.dtype(np.float32), fmt)
     if fmt == get_format("float8_e8m0fnu") and how.policy != "ocp":
         return PeerExponentLane(how.policy), FLOAT32
-    return _lane(fmt, layout, rounding, overflow), layout
+    return lane_of(fmt, layout, rounding, overflow), layout
 
 
 def cast_dtype(dtype: np.dtype[Any], fmt: Format) -> np.dtype[Any]:
@@ -358,15 +341,6 @@ def _layout(dtype: np.dtype[Any], fmt: Format) -> Layout:
     """Return the float to work in: it holds the input and every value of the format."""
     narrow = dtype.itemsize <= 2 or dtype == np.float32
     return FLOAT32 if narrow and holds(np.dtype(np.float32), fmt) else FLOAT64
-
-
-@lru_cache(maxsize=512)
-def _lane(fmt: Format, layout: Layout, rounding: str, overflow: str) -> Lane:
-    if isinstance(fmt, FloatFormat):
-        return FloatLane(fmt, layout, rounding, overflow)
-    if isinstance(fmt, IntFormat):
-        return IntLane(fmt, layout, rounding, overflow)
-    return TableLane(fmt, layout, rounding, overflow)
 
 
 def _refuse_nan(array: Array, fmt: Format) -> None:
