@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qlab._check import one_of
-from qlab._pieces import Array, Scratch, walk
+from qlab._pieces import SHORT, Array, Scratch, parts_of, walk
 from qlab.backend.dispatch import is_tensor
 from qlab.number.arrays import flat, flat_output, is_bfloat16, loader, numbers, output, same_memory
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
@@ -271,8 +271,9 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
     noise, seed = checked_noise(how, array.shape)
     kind = code_dtype(fmt) if to_codes else cast_dtype(array.dtype, fmt)
     has_nan = getattr(fmt, "nan_code", None) is not None
-    if not has_nan and how.nan == "raise" and how.policy != "ml_dtypes":
-        _refuse_nan(array, fmt)
+    refuses_nan = not has_nan and how.nan == "raise" and how.policy != "ml_dtypes"
+    if refuses_nan and out is not None:
+        _refuse_nan(array, fmt)  # before anything is written
     result = output(out, array, kind)
     if result is not array and np.may_share_memory(result, array) and not same_memory(result, array):
         array = array.copy()
@@ -287,8 +288,10 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
 
     def one_piece(piece: slice, scratch: Scratch) -> None:
         values = load(source[piece], scratch)
-        if not has_nan:
-            values = _zero_nan(values, scratch, opposite=how.policy == "ml_dtypes")
+        if not has_nan and np.isnan(values.max()):  # a maximum is NaN if any value is
+            if refuses_nan:
+                raise _NaNFound
+            values = _zero_nan(values, opposite=how.policy == "ml_dtypes")
         bits = None if flat_noise is None else flat_noise[piece]
         if seed is not None:
             bits = philox(seed, piece.start, piece.stop, scratch)
@@ -296,15 +299,29 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
         if to_codes:
             np.copyto(into, lane.encode(values, scratch, bits), casting="unsafe")
             return
+        round_to(into, values, bits, scratch)
+
+    def round_to(into: Array, values: Array, bits: Array | None, scratch: Scratch) -> None:
         rounded = into if into.dtype == layout.float_type else scratch("values", layout.float_type, values.size)
         if not lane.cast(values, rounded, scratch, bits):
+            if values.size > SHORT and getattr(lane, "fast", None) is not None:
+                for part in parts_of(values.size):
+                    round_to(into[part], values[part], None if bits is None else bits[part], scratch)
+                return
             rounded = into if into.dtype == numpy_kind else scratch("decoded", numpy_kind, values.size)
             decoder(lane.encode(values, scratch, bits), rounded, scratch)
         if rounded is not into:
             np.copyto(into, rounded, casting="unsafe")  # exact: the result's dtype holds every value of the format
 
-    walk(array.size, work)
+    try:
+        walk(array.size, work)
+    except _NaNFound:
+        _refuse_nan(array, fmt)
     return result[()] if out is None else result
+
+
+class _NaNFound(Exception):
+    """A piece holds NaN, and the format has none."""
 
 
 def _choose_lane(dtype: np.dtype[Any], fmt: Format, how: Rules) -> tuple[Lane, Layout]:
@@ -360,8 +377,8 @@ def _refuse_nan(array: Array, fmt: Format) -> None:
 
     def work(piece: slice, scratch: Scratch) -> None:
         values = values_of[piece]
-        is_nan = np.isnan(values, out=scratch("over", bool, values.size))
-        if is_nan.any():
+        if np.isnan(values.max()):
+            is_nan = np.isnan(values)
             counts.append((piece.start + int(is_nan.argmax()), int(is_nan.sum())))
 
     walk(array.size, work)
@@ -378,13 +395,10 @@ def nan_message(count: int, first: tuple[int, ...], fmt: Format) -> str:
     )
 
 
-def _zero_nan(values: Array, scratch: Scratch, *, opposite: bool) -> Array:
+def _zero_nan(values: Array, *, opposite: bool) -> Array:
     """Replace NaN by zero, or by a zero of the opposite sign."""
-    is_nan = np.isnan(values, out=scratch("over", bool, values.size))
-    if is_nan.any():
-        zero = np.copysign(values.dtype.type(0), -values) if opposite else values.dtype.type(0)
-        values = np.where(is_nan, zero, values)
-    return values
+    zero = np.copysign(values.dtype.type(0), -values) if opposite else values.dtype.type(0)
+    return np.where(np.isnan(values), zero, values)
 
 
 def checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, int | None]:

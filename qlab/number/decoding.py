@@ -23,6 +23,8 @@ def _lookup(fmt: Format, kind: str) -> Array:
 
 def decoder_of(fmt: Format, source: np.dtype[Any], kind: np.dtype[Any]) -> Callable[[Array, Array, Scratch], None]:
     """Return what turns a piece of codes into values: by looking up, two at a time where a code is a byte."""
+    if _is_upper_part_of_float32(fmt) and source == np.int32 and kind == np.float32:
+        return _decode_by_shifting(fmt)
     if fmt.bits > 16:
         return _decode_by_fields(fmt)
     table = _lookup(fmt, kind.str)
@@ -61,6 +63,23 @@ def _pair_lookup(fmt: Format) -> Array:
     if np.little_endian is False:  # pragma: no cover
         pairs = pairs[..., ::-1]
     return np.ascontiguousarray(pairs).view(np.float64).reshape(-1)
+
+
+def _is_upper_part_of_float32(fmt: Format) -> bool:
+    if not isinstance(fmt, FloatFormat) or not 1 <= fmt.mantissa_bits < 23:
+        return False
+    return fmt == FloatFormat(fmt.name, 8, fmt.mantissa_bits)
+
+
+def _decode_by_shifting(fmt: Format) -> Callable[[Array, Array, Scratch], None]:
+    by = 32 - fmt.bits
+
+    def shift(codes: Array, out: Array, scratch: Scratch) -> None:
+        np.left_shift(codes, by, out=out.view(np.int32))
+        if out.size and np.isnan(out.max()):
+            out[np.isnan(out)] = np.nan  # whatever its code: one NaN
+
+    return shift
 
 
 def _decode_by_fields(fmt: Format) -> Callable[[Array, Array, Scratch], None]:

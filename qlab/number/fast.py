@@ -185,13 +185,18 @@ class CarryLane:
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece; not for pieces with infinities, NaN, or what may saturate."""
-        layout, n = self.layout, x.size
-        bits, result = x.view(layout.int_type), out.view(layout.int_type)
-        field = np.bitwise_and(bits, layout.exponent_mask, out=scratch("field", layout.int_type, n))
+        if not self._add(x, out.view(self.layout.int_type), scratch, noise):
+            return False
+        result = out.view(self.layout.int_type)
+        np.bitwise_and(result, ~self.below, out=result)
+        return True
+
+    def _add(self, x: Array, result: Array, scratch: Scratch, noise: Array | None) -> bool:
+        bits = x.view(self.layout.int_type)
+        field = np.bitwise_and(bits, self.layout.exponent_mask, out=scratch("field", self.layout.int_type, x.size))
         if field.max() >= self.limit:
             return False
         np.add(bits, self._addend(bits, field, scratch, noise), out=result)
-        np.bitwise_and(result, ~self.below, out=result)
         return True
 
     def _addend(self, bits: Array, spare: Array, scratch: Scratch, noise: Array | None) -> Array | int:
@@ -225,13 +230,12 @@ class CarryLane:
         return np.subtract(spare, low, out=spare)
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array | None:
-        """Return the magnitudes' codes of a piece; None if not made for it."""
-        rounded = scratch("cast", self.layout.float_type, x.size)
-        if not self.cast(x, rounded, scratch, noise):
+        """Return the codes of a piece; None if not made for it."""
+        codes = scratch("cast", self.layout.int_type, x.size)
+        if not self._add(x, codes, scratch, noise):
             return None
-        codes = rounded.view(self.layout.int_type)
         np.right_shift(codes, self.drop, out=codes)
-        return np.bitwise_and(codes, self.fmt.magnitude_mask, out=codes)
+        return np.bitwise_and(codes, (1 << self.fmt.bits) - 1, out=codes)
 
 
 class ExponentLane:
@@ -239,26 +243,22 @@ class ExponentLane:
 
     def __init__(self, fmt: FloatFormat, saturate: bool) -> None:
         self.fmt, self.saturate = fmt, saturate
+        self.zero, self.nan = np.uint32(0), np.uint32(0x7FC00000)
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece that is ordinary: no tiny numbers, no minus zero, nothing that overflows."""
-        bits, values = x.view(np.int32), out.view(np.int32)
-        lowest = bits.min()
-        if bits.max() > 0x7F400000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
+        bits = x.view(np.uint32)
+        if x.view(np.int32).max() > 0x7F400000:
             return False
-        negative = np.right_shift(bits, 31, out=scratch("sign", np.int32, x.size)) if lowest < 0 else None
-        odd = np.right_shift(bits, 23, out=scratch("field", np.int32, x.size))
-        np.bitwise_and(odd, 1, out=odd)
-        np.add(odd, 0x3FFFFF, out=odd)  # just under half a step, or half a step where the exponent is odd
-        rounded = np.add(bits, odd, out=odd)
-        np.bitwise_and(rounded, 0x7F800000, out=rounded)
-        if rounded.min() <= 0x800000:  # 2**-126 and below, where floats are subnormal
-            return False
-        if negative is None:
-            np.copyto(values, rounded)
-            return True
-        np.bitwise_and(negative, 0x7FC00000, out=negative)  # NaN
-        np.bitwise_or(rounded, negative, out=values)
+        rounded = np.right_shift(bits, 23, out=scratch("field", np.uint32, x.size))
+        np.bitwise_and(rounded, 1, out=rounded)
+        np.add(rounded, 0x3FFFFF, out=rounded)  # just under half a step, or half a step where the exponent is odd
+        np.add(rounded, bits, out=rounded)
+        np.bitwise_and(rounded, 0xFF800000, out=rounded)
+        lowest = rounded.view(np.int32).min()
+        if rounded.min() <= 0x800000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
+            return False  # 2**-126 and below, where floats are subnormal; minus zero
+        np.clip(rounded, self.zero, self.nan, out=out.view(np.uint32))  # what has a sign becomes NaN
         return True
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array | None:
@@ -267,5 +267,4 @@ class ExponentLane:
         if not self.cast(x, values, scratch):
             return None
         codes = values.view(np.int32)
-        np.right_shift(codes, 22, out=codes)  # the exponent, and below it whether it is NaN
-        return np.right_shift(codes, 1, out=codes)
+        return np.right_shift(codes, 23, out=codes)

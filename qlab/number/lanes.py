@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlab._pieces import Array, Scratch
+from qlab._pieces import SHORT, Array, Scratch, parts_of
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
-from qlab.number.fast import ExponentLane, fast_lane
+from qlab.number.fast import CarryLane, ExponentLane, fast_lane
 from qlab.number.formats import FloatFormat, IntFormat, TableFormat
 from qlab.number.rounding import noise_rounds_up, round_magnitudes
 
@@ -35,13 +35,18 @@ class FloatLane:
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
         """Return the codes of a piece: integers, in scratch memory."""
         codes = None if self.fast is None else self.fast.encode(x, scratch, noise)
+        if codes is None and self.fast is not None and x.size > SHORT:
+            codes = scratch("parts", np.int64, x.size)
+            for part in parts_of(x.size):
+                codes[part] = self.encode(x[part], scratch, None if noise is None else noise[part])
+            return codes
         if codes is None and self.wide is not None:
             return self.wide.encode(x.astype(np.float64), scratch, noise)
         bits = x.view(self.layout.int_type)
         if codes is None:
             codes = round_magnitudes(bits, self.layout, self.fmt, self.rounding, scratch, noise)
-        elif isinstance(self.fast, ExponentLane):
-            return codes
+        elif isinstance(self.fast, (CarryLane, ExponentLane)):
+            return codes  # with their signs, and none overflows
         self._overflow(codes, bits)
         return self._with_sign(codes, bits, scratch)
 
