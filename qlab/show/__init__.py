@@ -2,9 +2,10 @@
 
 `Figure` and `Table` show themselves in a notebook and print as plain text that is the same in every language. The words
 are in `labels/<language>.toml`, the drawing is in one module per part of the book: `number` (part I and II),
-`formats` (chapter 03).
+`formats` (chapter 03), `arithmetic` (chapter 05), `ranges` (chapter 06).
 """
 
+from qlab.show.arithmetic import lost_updates, stalling_sums, sum_errors
 from qlab.show.figure import Figure
 from qlab.show.formats import bit_layouts, density, format_map, number_lines
 from qlab.show.language import LANGUAGES, get_language, label, set_language
@@ -17,11 +18,13 @@ from qlab.show.number import (
     roofline,
     spacing,
 )
+from qlab.show.ranges import gradient_windows, softmax_shift
 from qlab.show.rounding import rounding_errors, stochastic_mean
 from qlab.show.table import Table, format_table
 
 __all__ = [
     "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "bit_layouts", "density",
-    "digit_with_fewer_words", "energy", "format_map", "format_table", "get_language", "label", "number_line",
-    "number_lines", "roofline", "rounding_errors", "set_language", "spacing", "stochastic_mean",
+    "digit_with_fewer_words", "energy", "format_map", "format_table", "get_language", "gradient_windows", "label",
+    "lost_updates", "number_line", "number_lines", "roofline", "rounding_errors", "set_language", "softmax_shift",
+    "spacing", "stalling_sums", "stochastic_mean", "sum_errors",
 ]  # fmt: skip

@@ -22,6 +22,11 @@ FIGURES = {
     "density": lambda: qlab.show.density("float8_e4m3fn", "int8", "posit8", low=-12, high=10),
     "rounding_errors": qlab.show.rounding_errors,
     "stochastic_mean": lambda: qlab.show.stochastic_mean((1, 8)),
+    "stalling_sums": lambda: qlab.show.stalling_sums(highest=9),
+    "sum_errors": lambda: qlab.show.sum_errors(highest=6, rows=4),
+    "lost_updates": lambda: qlab.show.lost_updates([1.0, 0.5, -0.25], [0.1, 1e-4, 0.0], "bfloat16"),
+    "softmax_shift": lambda: qlab.show.softmax_shift([12.0, 3.0, -9.0, -20.0]),
+    "gradient_windows": lambda: qlab.show.gradient_windows({"w1": 2.0 ** -np.arange(9, 40)}, scale=2.0**10),
     "roofline": lambda: qlab.show.roofline([(1, 16, 1.0), (64, 4, 256.0)], flops=790e12, bandwidth=4.3e12),
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
@@ -107,6 +112,35 @@ def test_roundings_that_cannot_be_drawn():
         qlab.show.stochastic_mean((1, 0))
     with pytest.raises(ValueError, match="steps=9"):
         qlab.show.stochastic_mean(steps=9)
+
+
+def test_ranges_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match="one row of 2 to 16"):
+        qlab.show.softmax_shift([1.0, np.inf])
+    with pytest.raises(TypeError, match="int8 has no exponent"):
+        qlab.show.softmax_shift([1.0, 2.0], "int8")
+    with pytest.raises(ValueError, match="scale=3"):
+        qlab.show.gradient_windows({"w1": np.ones(2)}, scale=3.0)
+    with pytest.raises(ValueError, match="'w1' has no element"):
+        qlab.show.gradient_windows({"w1": np.zeros(2)})
+    with pytest.raises(ValueError, match="0 gradients"):
+        qlab.show.gradient_windows({})
+    with pytest.raises(ValueError, match="low below high"):
+        qlab.show.gradient_windows({"w1": np.ones(2)}, low=3, high=3)
+
+
+def test_arithmetic_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match="highest=3"):
+        qlab.show.stalling_sums(highest=3)
+    with pytest.raises(TypeError, match="no exponent"):
+        qlab.show.sum_errors("int8")
+    with pytest.raises(ValueError, match="rows=0"):
+        qlab.show.sum_errors(rows=0)
+    with pytest.raises(ValueError, match="do not match"):
+        qlab.show.lost_updates([1.0], [0.1, 0.2])
+    for figure in (qlab.show.stalling_sums, lambda *formats: qlab.show.lost_updates([1.0], [0.1], *formats)):
+        with pytest.raises(ValueError, match="got 5 formats"):
+            figure(*["bfloat16"] * 5)
 
 
 def test_superscript():
