@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from qlab._pieces import Array, get_num_threads, set_num_threads
+from qlab._pieces import Array, blas_on_one_thread, get_num_threads, set_num_threads
 from qlab.number.codec import encode
 from qlab.tensor.quantize import find_scale, quantize
 from qlab.tensor.scheme import get_scheme
@@ -99,13 +99,7 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
 def _one_thread() -> Iterator[None]:
     before = get_num_threads()
     set_num_threads(1)
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        limits: Any = nullcontext()
-    else:
-        limits = threadpool_limits(1)
-    with limits:
+    with blas_on_one_thread():
         yield
     set_num_threads(before)
 
