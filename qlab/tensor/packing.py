@@ -57,7 +57,7 @@ def pack(codes: Array, bits: int, *, order: str = "low_first") -> Array:
     if flat.dtype.kind not in "iu":
         raise TypeError(f"codes are integers (bit patterns), not {flat.dtype}; encode values first")
     if bits == 8:
-        return flat.astype(np.uint8)
+        return flat.astype(np.uint8, copy=False)
     if bits == 16:
         return flat.astype("<u2" if order == "low_first" else ">u2").view(np.uint8)
     if bits in (1, 2, 4):
