@@ -17,6 +17,7 @@ from qlab._pieces import Array, Scratch
 from qlab.number.codec import cast
 from qlab.number.formats import Format, IntFormat
 from qlab.number.rounder import saturating_rounder
+from qlab.tensor.extremes import row_extremes
 from qlab.tensor.scheme import Scale, Scheme
 
 __all__ = ["Extent", "extent_of", "find_scales", "needs_rows", "store_in"]
@@ -54,26 +55,7 @@ def extent_of(rows: Array, scheme: Scheme, scratch: Scratch) -> Extent:
     magnitudes = None
     if scheme.scale.rule == "mean_abs":
         magnitudes = np.abs(rows).sum(axis=1, dtype=np.float64)
-    if scheme.zero is None and scheme.scale.rule != "signed_absmax":  # only the magnitude counts
-        absolute = np.abs(rows, out=scratch("absolute", rows.dtype, rows.size).reshape(rows.shape))
-        highest = _row_maxima(absolute, scratch)
-        return Extent(-highest, highest, magnitudes, rows.shape[1])
-    highest = _row_maxima(rows, scratch)
-    negated = np.negative(rows, out=scratch("absolute", rows.dtype, rows.size).reshape(rows.shape))
-    return Extent(-_row_maxima(negated, scratch), highest, magnitudes, rows.shape[1])
-
-
-def _row_maxima(rows: Array, scratch: Scratch) -> Array:
-    """The largest of each row: NumPy's own reduction is slow on short rows, so neighbours are compared in pairs first."""
-    k, n = rows.shape
-    if n > 64:
-        return np.asarray(rows.max(axis=1))
-    values, turn = rows.reshape(-1), 0
-    while n % 2 == 0 and n > 1:
-        n //= 2
-        out = scratch(f"maxima{turn % 2}", rows.dtype, k * n)
-        values, turn = np.maximum(values[0::2], values[1::2], out=out), turn + 1
-    return np.array(values) if n == 1 else np.asarray(values.reshape(k, n).max(axis=1))
+    return Extent(*row_extremes(rows, scratch), magnitudes, rows.shape[1])
 
 
 def find_scales(extent: Extent, rows: Array | None, scheme: Scheme, fmt: Format) -> tuple[Array, Array | None]:
