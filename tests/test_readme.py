@@ -13,7 +13,7 @@ def test_examples(name):
     text = "\n".join("" if line.startswith("```") else line for line in (ROOT / name).read_text("utf-8").splitlines())
     test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
-    assert results.attempted == 4
+    assert results.attempted == 7
     assert results.failed == 0
 
 
