@@ -84,7 +84,8 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
         def in_int8(x: Array = x, w_codes: Array = w_codes, w_scale: Array = w_scale) -> Array:
             x_scale = find_scale(x, scheme)
             x_codes = encode(x / x_scale, "int8").view(np.int8)
-            return np.multiply(integer_product(x_codes, w_codes), x_scale * w_scale)
+            product: Array = integer_product(x_codes, w_codes) * (x_scale * w_scale)
+            return product
 
         def in_float32(x: Array = x, w: Array = w) -> Array:
             return x @ w
