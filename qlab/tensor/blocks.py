@@ -1,4 +1,4 @@
-"""Which elements share a scale: the whole tensor, a channel, or a block; and how an array is walked block by block.
+"""Which elements share a scale: the whole tensor, a channel, a row, or a block; and how an array is walked block by block.
 
 Every choice is one strided view of the array, whose first axes count the blocks and whose last axes run through a block.
 Where a block does not divide an axis, what is left over is a second view with shorter blocks: nothing is padded.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from qlab._pieces import PIECE, Array
 
-__all__ = ["Blocks", "PerAxis", "PerBlock", "PerTensor", "Region", "chunks", "regions", "scale_shape"]
+__all__ = ["Blocks", "PerAxis", "PerBlock", "PerRow", "PerTensor", "Region", "chunks", "regions", "scale_shape"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class PerAxis:
     def __post_init__(self) -> None:
         if isinstance(self.axis, bool) or not isinstance(self.axis, int):
             raise ValueError(f"axis={self.axis!r} is not allowed; give the number of an axis, such as 0 or -1")
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """One scale for each row, that is for all that lies along the last axis: a token. Scales have the other axes' shape."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class PerBlock:
             raise ValueError(f"axis={self.axis!r} is not allowed; give the number of an axis, or None to flatten")
 
 
-Blocks = PerTensor | PerAxis | PerBlock
+Blocks = PerTensor | PerAxis | PerRow | PerBlock
 
 
 class Region(NamedTuple):
@@ -109,6 +114,9 @@ def scale_shape(blocks: Blocks, shape: tuple[int, ...]) -> tuple[int, ...]:
         return ()
     if isinstance(blocks, PerAxis):
         return (shape[_axis(blocks.axis, len(shape))],)
+    if isinstance(blocks, PerRow):
+        _axis(-1, len(shape))
+        return shape[:-1]
     if isinstance(blocks.size, tuple):
         if len(shape) < 2:
             raise ValueError(f"x has the shape {shape}; tiles of {blocks.size} need at least two dimensions")
@@ -132,6 +140,8 @@ def regions(blocks: Blocks, x: Array) -> list[Region]:
         axis = _axis(blocks.axis, x.ndim)
         outer, along, inner = _around(x.shape, axis)
         return [Region(x.reshape(outer, along, inner).transpose(1, 0, 2), 1, (everything,))]
+    if isinstance(blocks, PerRow):
+        return [Region(x.reshape(-1, x.shape[-1]), 1, (everything,))]
     if isinstance(blocks.size, tuple):
         (a, b), flat = blocks.size, x.reshape(-1, *x.shape[-2:])
         found = []

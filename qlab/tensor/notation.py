@@ -3,7 +3,7 @@
     FORMAT[-BLOCKS][-OPTION...][/STORED]
 
 FORMAT   any name of `qlab.FORMATS` or an alias, or a codebook: fp4_bnb, af4, ternary, binary, logN, kmeansN, mxint8
-BLOCKS   tensor (unless given), channel, axisN, bN (along the last axis), bNxM (tiles), flatN (of the flattened tensor)
+BLOCKS   tensor (unless given), channel, axisN, row, bN (along the last axis), bNxM (tiles), flatN (of the flattened tensor)
 OPTION   asym (integer zero), min (float minimum), signed, mean, pow2, mse, entropy, pN (percentile), mx, mx_ceil,
          mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq
 STORED   what the scales are stored in: a format (f16, bf16, e8m0, e4m3), or again a notation
@@ -18,7 +18,7 @@ import re
 from dataclasses import replace
 
 from qlab.number.formats import Format, IntFormat, get_format
-from qlab.tensor.blocks import Blocks, PerAxis, PerBlock, PerTensor
+from qlab.tensor.blocks import Blocks, PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.codebooks import abnormal_float
 from qlab.tensor.scheme import MX_ROUNDINGS, Fitted, Scale, Scheme, codebook
 
@@ -26,7 +26,7 @@ __all__ = ["GRAMMAR", "compose", "parse"]
 
 GRAMMAR = (
     "FORMAT[-BLOCKS][-OPTION...][/STORED], as in 'int4-b128-asym', 'nf4-b64-dq', 'int4-b32/f16': "
-    "BLOCKS are tensor, channel, axisN, bN, bNxM or flatN; OPTIONs asym, min, signed, mean, pow2, mse, entropy, pN, mx, "
+    "BLOCKS are tensor, channel, axisN, row, bN, bNxM or flatN; OPTIONs asym, min, signed, mean, pow2, mse, entropy, pN, mx, "
     "mx_ceil, mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq; STORED is a format or again a notation"
 )
 _SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
@@ -105,8 +105,8 @@ def _stored_format(word: str, text: str) -> Format:
 
 
 def _blocks(option: str, *, flattened: bool) -> Blocks | None:
-    if option in ("tensor", "channel"):
-        return PerTensor() if option == "tensor" else PerAxis(0)
+    if option in ("tensor", "channel", "row"):
+        return {"tensor": PerTensor(), "channel": PerAxis(0), "row": PerRow()}[option]
     if match := re.fullmatch(r"axis(\d+)", option):
         return PerAxis(int(match[1]))
     if match := re.fullmatch(r"b(\d+)x(\d+)", option):
@@ -159,6 +159,8 @@ def compose(scheme: Scheme) -> str:
 def _blocks_words(blocks: Blocks, ours: bool) -> list[str]:
     if isinstance(blocks, PerTensor):
         return ["tensor"] if ours else []
+    if isinstance(blocks, PerRow):
+        return ["row"]
     if isinstance(blocks, PerAxis):
         return ["channel" if blocks.axis == 0 else f"axis{blocks.axis}"]
     if isinstance(blocks.size, tuple):

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from qlab._check import one_of, unknown_name
 from qlab.number.formats import Format, IntFormat, TableFormat, get_format
-from qlab.tensor.blocks import Blocks, PerAxis, PerBlock, PerTensor
+from qlab.tensor.blocks import Blocks, PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.packing import ORDERS
 
 __all__ = ["MX_ROUNDINGS", "RULES", "SCHEMES", "Fitted", "Scale", "Scheme", "get_scheme"]
@@ -102,7 +102,7 @@ class Scheme:
     ----------
     format : Format, str or Fitted
         Which values a code can stand for.
-    blocks : PerTensor, PerAxis or PerBlock
+    blocks : PerTensor, PerAxis, PerRow or PerBlock
         Which elements share a scale.
     scale : Scale or str
         How the scale is chosen and stored; a rule's name alone will do.
@@ -139,8 +139,8 @@ class Scheme:
             object.__setattr__(self, "format", get_format(self.format))
         if isinstance(self.scale, str):
             object.__setattr__(self, "scale", Scale(self.scale))
-        if not isinstance(self.blocks, (PerTensor, PerAxis, PerBlock)):
-            raise TypeError(f"blocks are PerTensor(), PerAxis(axis) or PerBlock(size), not {self.blocks!r}")
+        if not isinstance(self.blocks, (PerTensor, PerAxis, PerRow, PerBlock)):
+            raise TypeError(f"blocks are PerTensor(), PerAxis(axis), PerRow() or PerBlock(size), not {self.blocks!r}")
         if self.zero not in ZEROS:
             raise ValueError(f"zero={self.zero!r} is not known; allowed are None, 'integer', 'min'")
         if self.zero is not None and not isinstance(self.format, IntFormat):
