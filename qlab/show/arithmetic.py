@@ -47,7 +47,7 @@ def stalling_sums(*formats: str | Format, highest: int = 13, seed: int = 0) -> F
     top = float(2**highest)
 
     def draw(figure: Any, word: Word) -> None:
-        axes = figure.add_axes((0.09, 0.15, 0.55, 0.81))
+        axes = figure.add_axes((0.09, 0.15, 0.49, 0.81))
         side = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.plot(counts, wide, color=COLORS["c2"], linewidth=2.2)
         axes.text(1.02, top * 0.93, word("accumulator", format=chosen[0].name), color=COLORS["c2"], **side)
