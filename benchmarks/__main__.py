@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import arithmetic, number
+from benchmarks import arithmetic, number, tensor
 from benchmarks.timing import machine, store
 from qlab.show.table import Table
 
-SUITES = {"number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run}
+SUITES = {"number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run, "tensor": tensor.run}
 
 
 def main(names: list[str]) -> None:

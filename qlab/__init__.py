@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from qlab.number.measures import format_report, rank_formats, ulp, ulp_distance
     from qlab.number.p3109 import p3109
     from qlab.show.language import get_language, set_language
-    from qlab.tensor.quantize import fake_quantize
-    from qlab.tensor.scheme import SCHEMES, Scheme, get_scheme
+    from qlab.tensor.blocks import PerAxis, PerBlock, PerTensor
+    from qlab.tensor.qtensor import QTensor
+    from qlab.tensor.quantize import fake_quantize, quantize
+    from qlab.tensor.scheme import SCHEMES, Scale, Scheme, get_scheme
 
 __version__ = "0.1.0"
 
@@ -37,15 +39,18 @@ _WHERE = {
     "qlab.number.measures": ("format_report", "rank_formats", "ulp", "ulp_distance"),
     "qlab.number.p3109": ("p3109",),
     "qlab.show.language": ("get_language", "set_language"),
-    "qlab.tensor.quantize": ("fake_quantize",),
-    "qlab.tensor.scheme": ("SCHEMES", "Scheme", "get_scheme"),
+    "qlab.tensor.blocks": ("PerAxis", "PerBlock", "PerTensor"),
+    "qlab.tensor.qtensor": ("QTensor",),
+    "qlab.tensor.quantize": ("fake_quantize", "quantize"),
+    "qlab.tensor.scheme": ("SCHEMES", "Scale", "Scheme", "get_scheme"),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "Scheme", "TableFormat", "arithmetic", "cast", "data",
-    "decode", "encode", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
-    "get_scheme", "p3109", "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
+    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock", "PerTensor", "QTensor",
+    "Scale", "Scheme", "TableFormat", "arithmetic", "cast", "data", "decode", "encode", "explain", "fake_quantize",
+    "format_report", "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "quantize",
+    "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
 ]  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-__all__ = ["PIECE", "SHORT", "Array", "Scratch", "get_num_threads", "parts_of", "set_num_threads", "walk"]
+__all__ = ["PIECE", "SHORT", "Array", "Scratch", "blas_on_one_thread", "get_num_threads", "parts_of", "set_num_threads", "walk"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -119,6 +120,21 @@ def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int = PIECE) 
     for error in errors:
         if error is not None:
             raise error
+
+
+@contextmanager
+def blas_on_one_thread() -> Iterator[None]:
+    """Keep NumPy's matrix products on one thread, where threadpoolctl is installed (it comes with scikit-learn).
+
+    Small products gain nothing from a second thread, and wait long for one on a busy machine.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+        return
+    with threadpool_limits(1):
+        yield
 
 
 def parts_of(n: int) -> list[slice]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qlab._pieces import Array
+from qlab._pieces import Array, blas_on_one_thread
 
 __all__ = [
     "Classifier", "Difference", "Differences", "Digits", "TrainingStep", "differences", "digits", "train_digits", "training_step",
@@ -147,14 +147,15 @@ def _train(hidden: int, steps: int) -> tuple[Array, ...]:
     rng, shapes = np.random.default_rng(0), ((64, hidden), (hidden,), (hidden, 10), (10,))
     parameters = [rng.normal(0, (2 / shape[0]) ** 0.5, shape) * (len(shape) == 2) for shape in shapes]
     mean, square = [np.zeros(s) for s in shapes], [np.zeros(s) for s in shapes]
-    for step in range(1, steps + 1):
-        gradients = _forward_and_backward(parameters).gradients
-        for i, name in enumerate(_PARAMETERS):
-            gradient = gradients[name]
-            mean[i] += 0.1 * (gradient - mean[i])
-            square[i] += 0.001 * (gradient**2 - square[i])
-            change = mean[i] / (1 - 0.9**step) / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
-            parameters[i] = (parameters[i] - 0.01 * change).astype(np.float32).astype(np.float64)
+    with blas_on_one_thread():
+        for step in range(1, steps + 1):
+            gradients = _forward_and_backward(parameters).gradients
+            for i, name in enumerate(_PARAMETERS):
+                gradient = gradients[name]
+                mean[i] += 0.1 * (gradient - mean[i])
+                square[i] += 0.001 * (gradient**2 - square[i])
+                change = mean[i] / (1 - 0.9**step) / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
+                parameters[i] = (parameters[i] - 0.01 * change).astype(np.float32).astype(np.float64)
     return tuple(parameters)
 
 

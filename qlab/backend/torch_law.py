@@ -155,14 +155,12 @@ def _encode_table(
 ) -> Tensor:
     """Neighbours in the sorted table, as `TableLane` chooses them: it does the choosing on the CPU, and holds the table."""
     lane = TableLane(fmt, layout, rounding, overflow)
-    from qlab._pieces import Scratch
-
     values = x.detach().double().cpu().numpy().reshape(-1)
     if fmt.nan_code is None:
         values = np.where(np.isnan(values), 0.0, values)
     flat_noise = None if noise is None else noise.cpu().numpy().reshape(-1)
-    codes = lane.encode(values, Scratch(), flat_noise)
-    return torch.from_numpy(np.asarray(codes, np.int64)).reshape(x.shape).to(x.device)
+    codes = lane.codes_by_rank[lane.ranks(values, flat_noise)]
+    return torch.from_numpy(codes.astype(np.int64)).reshape(x.shape).to(x.device)
 
 
 def decode_law(codes: Tensor, fmt: Format, layout: Layout) -> Tensor:

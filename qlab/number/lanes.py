@@ -5,15 +5,21 @@ Pieces are contiguous, of shape (n,) and dtype ``layout.float_type``, and free o
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from qlab._pieces import SHORT, Array, Scratch, parts_of
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
+from qlab.number.buckets import Buckets
 from qlab.number.fast import CarryLane, ExponentLane, fast_lane
 from qlab.number.formats import FloatFormat, IntFormat, TableFormat
 from qlab.number.rounding import noise_rounds_up, round_magnitudes
 
 __all__ = ["FloatLane", "IntLane", "TableLane"]
+
+LONG = 1 << 10
+"""Elements in a piece from which on a table is rounded to by looking up: what is to be looked up is computed first, once."""
 
 
 class FloatLane:
@@ -139,10 +145,13 @@ class IntLane:
 
 
 class TableLane:
-    """Conversion to a `TableFormat`: find the two neighbours in the table and choose. It stops at the table's ends."""
+    """Conversion to a `TableFormat`: find the two neighbours in the table and choose. It stops at the table's ends.
+
+    That is the law, `ranks`. Longer pieces look up what it would say, if the table is made for that (`Buckets`).
+    """
 
     def __init__(self, fmt: TableFormat, layout: Layout, rounding: str, overflow: str) -> None:
-        self.rounding = rounding
+        self.rounding, self.layout = rounding, layout
         self.values, self.codes = fmt.ordered
         self.middle, rest = fmt.thresholds.T.copy()
         self.middle[rest < 0] = np.nextafter(self.middle[rest < 0], -np.inf)  # the last float not above the true boundary
@@ -150,21 +159,48 @@ class TableLane:
         tie = (rest == 0) & (self.middle > self.values[:-1])
         self.tie_up = tie & (even_above if rounding == "nearest_even" else self.values[1:] > 0)
         self.nan_code, self.saturate = fmt.nan_code, overflow == "saturate"
+        nan_code = 0 if fmt.nan_code is None else fmt.nan_code  # a piece is free of NaN where the format has none
+        self.values_by_rank = np.append(self.values, np.nan).astype(layout.float_type)
+        self.codes_by_rank = np.append(self.codes, nan_code).astype(np.uint8 if fmt.bits <= 8 else np.int32)
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece to `out`."""
-        values = self.values[self._index(x, noise)]
-        if self.nan_code is not None:
-            values[self._is_nan(x)] = np.nan
-        np.copyto(out, values, casting="same_kind")
+        if self._looks_up(x):
+            np.take(self._values_by_bucket, self._buckets.index(x, scratch), out=out, mode="clip")
+        else:
+            np.take(self.values_by_rank, self.ranks(x, noise), out=out, mode="clip")
         return True
 
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array:
-        """Return the codes of a piece, int64; NaN gives the table's NaN."""
-        codes = self.codes[self._index(x, noise)]
+        """Return the codes of a piece, uint8 or int32; NaN gives the table's NaN."""
+        codes = scratch("codes", self.codes_by_rank.dtype, x.size)
+        if self._looks_up(x):
+            return np.take(self._codes_by_bucket, self._buckets.index(x, scratch), out=codes, mode="clip")
+        return np.take(self.codes_by_rank, self.ranks(x, noise), out=codes, mode="clip")
+
+    # --- looking up ------------------------------------------------------------------------------------------------
+    def _looks_up(self, x: Array) -> bool:
+        return x.size >= LONG and self.rounding != "stochastic" and self._buckets.fit
+
+    @cached_property
+    def _buckets(self) -> Buckets:
+        return Buckets(self.ranks, self.layout)
+
+    @cached_property
+    def _values_by_bucket(self) -> Array:
+        return self.values_by_rank[self._buckets.ranks]
+
+    @cached_property
+    def _codes_by_bucket(self) -> Array:
+        return self.codes_by_rank[self._buckets.ranks]
+
+    # --- the law ---------------------------------------------------------------------------------------------------
+    def ranks(self, x: Array, noise: Array | None = None) -> Array:
+        """Return the place among the distinct values that each float of a piece goes to; NaN has the last one."""
+        ranks = self._index(x, noise)
         if self.nan_code is not None:
-            codes[self._is_nan(x)] = self.nan_code
-        return codes
+            ranks[self._is_nan(x)] = len(self.values)
+        return ranks
 
     def _is_nan(self, x: Array) -> Array:
         """What becomes NaN where the table has one: NaN, and infinities too unless they saturate."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from qlab._pieces import Array, get_num_threads, set_num_threads
+from qlab._pieces import Array, blas_on_one_thread, get_num_threads, set_num_threads
 from qlab.number.codec import encode
-from qlab.tensor.quantize import find_scale
+from qlab.tensor.quantize import find_scale, quantize
 from qlab.tensor.scheme import get_scheme
 
 __all__ = ["integer_product", "time_products"]
@@ -79,12 +79,12 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
         x = rng.standard_normal((batch, size), dtype=np.float32)
         w = rng.standard_normal((size, size), dtype=np.float32)
         w_scale = find_scale(w, scheme)
-        w_codes = encode(w / w_scale, scheme.format).view(np.int8)
+        w_codes = quantize(w, scheme).codes().view(np.int8)
 
-        def in_int8(x: Array = x, w_codes: Array = w_codes, w_scale: float = w_scale) -> Array:
+        def in_int8(x: Array = x, w_codes: Array = w_codes, w_scale: Array = w_scale) -> Array:
             x_scale = find_scale(x, scheme)
-            x_codes = encode(x / np.float32(x_scale), scheme.format).view(np.int8)
-            return integer_product(x_codes, w_codes) * np.float32(x_scale * w_scale)
+            x_codes = encode(x / x_scale, "int8").view(np.int8)
+            return np.multiply(integer_product(x_codes, w_codes), x_scale * w_scale)
 
         def in_float32(x: Array = x, w: Array = w) -> Array:
             return x @ w
@@ -99,13 +99,7 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
 def _one_thread() -> Iterator[None]:
     before = get_num_threads()
     set_num_threads(1)
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        limits: Any = nullcontext()
-    else:
-        limits = threadpool_limits(1)
-    with limits:
+    with blas_on_one_thread():
         yield
     set_num_threads(before)
 

@@ -69,7 +69,7 @@ def test_time_products_measures():
         (lambda: qlab.get_scheme("int44"), ValueError, "'int4'"),
         (lambda: qlab.get_scheme("int1"), ValueError, "use 'binary'"),
         (lambda: qlab.get_scheme(4), TypeError, "not int"),
-        (lambda: qlab.Scheme("int4", scale="max"), ValueError, "'absmax', 'mean_abs'"),
+        (lambda: qlab.Scheme("int4", scale="max"), ValueError, "'absmax', 'minmax'"),
         (lambda: qlab.fake_quantize([], "int8"), ValueError, "empty"),
         (lambda: qlab.fake_quantize([1, np.inf], "int8"), ValueError, "infinities or NaN"),
         (lambda: qlab.fake_quantize([1, np.nan], "int8"), ValueError, "infinities or NaN"),
