@@ -33,7 +33,7 @@ LANGUAGES: dict[str, Language] = {
         Language("en", "en", "en", "ltr", "English", "Numbers, Shrunk: floating point and quantization, by running it"),
         Language("zh", "zh-Hans", "zh_CN", "ltr", "中文", "把数字变小：浮点数与量化实践"),
         Language("vi", "vi", "vi", "ltr", "Tiếng Việt", "Thu nhỏ con số: dấu phẩy động và lượng tử hóa qua từng dòng mã"),
-        Language("fa", "fa", "fa", "rtl", "فارسی", "عددهای کوچک‌شده: ممیز شناور و کوانتش، با اجرای آن"),
+        Language("fa", "fa", "fa", "rtl", "فارسی", "عددهای کوچک‌شده: ممیز شناور و کوانتش، با اجرای کد"),
     )
 }
 

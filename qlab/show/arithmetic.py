@@ -47,7 +47,7 @@ def stalling_sums(*formats: str | Format, highest: int = 13, seed: int = 0) -> F
     top = float(2**highest)
 
     def draw(figure: Any, word: Word) -> None:
-        axes = figure.add_axes((0.09, 0.15, 0.55, 0.81))
+        axes = figure.add_axes((0.09, 0.15, 0.49, 0.81))
         side = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.plot(counts, wide, color=COLORS["c2"], linewidth=2.2)
         axes.text(1.02, top * 0.93, word("accumulator", format=chosen[0].name), color=COLORS["c2"], **side)
@@ -65,7 +65,7 @@ def stalling_sums(*formats: str | Format, highest: int = 13, seed: int = 0) -> F
             axis.set_minor_locator(_no_ticks())
         axes.set(xlim=(1, top * 1.08), ylim=(1, top * 2.4), xlabel=word("x"), ylabel=word("y"))
 
-    stalls = ", ".join(f"{fmt.name} {line[-1]:g}" for fmt, line in zip(chosen, sums, strict=True))
+    stalls = " · ".join(f"{fmt.name} {line[-1]:g}" for fmt, line in zip(chosen, sums, strict=True))
     return Figure("stalling_sums", draw, (6.8, 3.6), {"count": 2**highest, "format": chosen[0].name, "stalls": stalls})
 
 
@@ -175,7 +175,7 @@ def lost_updates(weights: Any, updates: Any, *formats: str | Format) -> Figure:
         figure.text(0.53, 0.02, word("x"), ha="center", va="bottom")
         figure.text(0.003, 0.55, word("y"), ha="left", va="center", rotation=90)
 
-    shares = ", ".join(f"{fmt.name} {lost:.3g} %" for fmt, (_, lost) in zip(chosen, panels, strict=True))
+    shares = " · ".join(f"{fmt.name} {lost:.3g}%" for fmt, (_, lost) in zip(chosen, panels, strict=True))
     return Figure("lost_updates", draw, (6.6, 0.7 + 1.1 * len(chosen)), {"updates": u.size, "shares": shares})
 
 
