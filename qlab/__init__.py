@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qlab.number.p3109 import p3109
     from qlab.show.language import get_language, set_language
     from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor
+    from qlab.tensor.metrics import compare_schemes, error_report
     from qlab.tensor.qtensor import QTensor
     from qlab.tensor.quantize import fake_quantize, quantize
     from qlab.tensor.scheme import SCHEMES, Scale, Scheme, get_scheme
@@ -40,6 +41,7 @@ _WHERE = {
     "qlab.number.p3109": ("p3109",),
     "qlab.show.language": ("get_language", "set_language"),
     "qlab.tensor.blocks": ("PerAxis", "PerBlock", "PerRow", "PerTensor"),
+    "qlab.tensor.metrics": ("compare_schemes", "error_report"),
     "qlab.tensor.qtensor": ("QTensor",),
     "qlab.tensor.quantize": ("fake_quantize", "quantize"),
     "qlab.tensor.scheme": ("SCHEMES", "Scale", "Scheme", "get_scheme"),
@@ -47,10 +49,11 @@ _WHERE = {
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock", "PerRow", "PerTensor", "QTensor",
-    "Scale", "Scheme", "TableFormat", "arithmetic", "cast", "data", "decode", "encode", "explain", "fake_quantize",
-    "format_report", "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "quantize",
-    "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
+    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock", "PerRow", "PerTensor",
+    "QTensor", "Scale", "Scheme", "TableFormat", "arithmetic", "cast", "compare_schemes", "data", "decode", "encode",
+    "error_report", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
+    "get_scheme", "p3109", "quantize", "rank_formats", "set_language", "set_num_threads", "show", "ulp",
+    "ulp_distance",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 `Figure` and `Table` show themselves in a notebook and print as plain text that is the same in every language. The words
 are in `labels/<language>.toml`, the drawing is in one module per part of the book: `number` (part I and II),
-`formats` (chapter 03), `arithmetic` (chapter 05), `ranges` (chapter 06).
+`formats` (chapter 03), `arithmetic` (chapter 05), `ranges` (chapter 06), `tensor` (part III).
 """
 
 from qlab.show.arithmetic import lost_updates, stalling_sums, sum_errors
@@ -21,10 +21,11 @@ from qlab.show.number import (
 from qlab.show.ranges import gradient_windows, softmax_shift
 from qlab.show.rounding import rounding_errors, stochastic_mean
 from qlab.show.table import Table, format_table
+from qlab.show.tensor import rate_distortion
 
 __all__ = [
     "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "bit_layouts", "density",
     "digit_with_fewer_words", "energy", "format_map", "format_table", "get_language", "gradient_windows", "label",
-    "lost_updates", "number_line", "number_lines", "roofline", "rounding_errors", "set_language", "softmax_shift",
-    "spacing", "stalling_sums", "stochastic_mean", "sum_errors",
+    "lost_updates", "number_line", "number_lines", "rate_distortion", "roofline", "rounding_errors", "set_language",
+    "softmax_shift", "spacing", "stalling_sums", "stochastic_mean", "sum_errors",
 ]  # fmt: skip

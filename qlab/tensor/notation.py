@@ -32,6 +32,7 @@ GRAMMAR = (
 _SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 _RULES = {"signed": "signed_absmax", "mean": "mean_abs", "pow2": "power_of_two", "mse": "mse", "entropy": "entropy"}
 _BITSANDBYTES = {"nf4": "nf4_bnb", "fp4_bnb": "fp4_bnb", "af4": "af4"}  # the word, the format's name
+_WHOLE: dict[str, Blocks] = {"tensor": PerTensor(), "channel": PerAxis(0), "row": PerRow()}
 _DOUBLE = "dynamic8-flat256-center"
 
 
@@ -105,8 +106,8 @@ def _stored_format(word: str, text: str) -> Format:
 
 
 def _blocks(option: str, *, flattened: bool) -> Blocks | None:
-    if option in ("tensor", "channel", "row"):
-        return {"tensor": PerTensor(), "channel": PerAxis(0), "row": PerRow()}[option]
+    if option in _WHOLE:
+        return _WHOLE[option]
     if match := re.fullmatch(r"axis(\d+)", option):
         return PerAxis(int(match[1]))
     if match := re.fullmatch(r"b(\d+)x(\d+)", option):

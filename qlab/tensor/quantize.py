@@ -6,7 +6,6 @@ writes rounded values. Beside input and output that needs the scratch of a few p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -117,7 +116,7 @@ def dequantize(qtensor: QTensor, *, dtype: Any = None, out: Any = None) -> Any:
         from qlab.tensor.gguf import dequantize_gguf
 
         return dequantize_gguf(qtensor, kind, out)
-    result = output(out, np.broadcast_to(np.empty(0 if math.prod(qtensor.shape) == 0 else 1, kind), qtensor.shape), kind)
+    result = output(out, np.broadcast_to(np.empty((), kind), qtensor.shape), kind)
     scheme, fmt = qtensor.scheme, qtensor.scheme.format
     assert not isinstance(fmt, Fitted)
     work_kind = np.dtype(np.float64 if np.dtype(qtensor.dtype) == np.float64 else np.float32)

@@ -31,6 +31,7 @@ FIGURES = {
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
     "accuracy_and_size": lambda: qlab.show.accuracy_and_size([32, 4, 2], [97.5, 96.0, 20.0], [19.0, 2.4, 1.2]),
+    "rate_distortion": lambda: qlab.compare_schemes(np.arange(256.0) % 19, ["nf4", "int8", "int2", "int8-b32"]).figure(),
 }
 
 

@@ -1,0 +1,57 @@
+"""How far long work is: a line on stderr, from two seconds on, where stderr is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+
+__all__ = ["PATIENCE", "Progress"]
+
+PATIENCE = 2.0
+"""Seconds of silence."""
+
+
+class Progress:
+    """A line such as ``3/9 nf4``, which goes away with the work.
+
+    Parameters
+    ----------
+    count : int
+        How many steps there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._done, self._name = count, 0, ""
+        self._late, self._lock = False, threading.Lock()
+        self._timer = threading.Timer(PATIENCE, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Progress:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def begin(self, name: str) -> None:
+        """Say which step begins."""
+        with self._lock:
+            self._done, self._name = self._done + 1, name
+            self._write()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._late and self._name:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+            self._name = ""  # a timer that was about to write does not
+
+    def _show(self) -> None:
+        with self._lock:
+            self._late = True
+            self._write()
+
+    def _write(self) -> None:
+        if self._late and self._name:
+            sys.stderr.write(f"\r\x1b[K{self._done}/{self._count} {self._name}")
+            sys.stderr.flush()
