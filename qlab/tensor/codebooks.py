@@ -286,6 +286,10 @@ def bitsandbytes_nf4() -> TableFormat:
     return _as_bitsandbytes("nf4_bnb", np.array(normal_float(4).table, np.float32))
 
 
+FP4_SECOND_ZERO = 8
+"""The code of the FP4 of bitsandbytes that stands for zero once more."""
+
+
 def bitsandbytes_fp4() -> TableFormat:
     """Return the FP4 of bitsandbytes: sign, and 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4 in the order of its codes.
 
@@ -293,7 +297,8 @@ def bitsandbytes_fp4() -> TableFormat:
     -----
     Exact: on [-1, 1] the values are those that bitsandbytes stores, and so are the codes but for one: its table has a
     second zero, code 8, to which its CPU path sends what lies above 0 up to the first boundary (and its CUDA path
-    what lies below). Here zero has one code, 0. Its CPU path decides at float32 midpoints, which belong to the lower value.
+    what lies below). `encode` gives every zero the code 0; `quantize` does as the CPU path does. Its CPU path decides
+    at float32 midpoints, which belong to the lower value.
 
     Examples
     --------
@@ -303,7 +308,7 @@ def bitsandbytes_fp4() -> TableFormat:
     array([ 3,  5,  6, 11], dtype=uint8)
     """
     magnitudes = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
-    return _as_bitsandbytes("fp4_bnb", np.concatenate([magnitudes, -magnitudes]))
+    return _as_bitsandbytes("fp4_bnb", np.concatenate([magnitudes, 0 - magnitudes]))  # no minus zero
 
 
 def _as_bitsandbytes(name: str, table: Array) -> TableFormat:

@@ -33,7 +33,7 @@ _SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 _RULES = {"signed": "signed_absmax", "mean": "mean_abs", "pow2": "power_of_two", "mse": "mse", "entropy": "entropy"}
 _BITSANDBYTES = {"nf4": "nf4_bnb", "fp4_bnb": "fp4_bnb", "af4": "af4"}  # the word, the format's name
 _WHOLE: dict[str, Blocks] = {"tensor": PerTensor(), "channel": PerAxis(0), "row": PerRow()}
-_DOUBLE = "dynamic8-flat256-center"
+_DOUBLE = "dynamic8-flat256-center-reciprocal"
 
 
 def parse(text: str) -> Scheme:

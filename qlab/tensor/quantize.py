@@ -15,13 +15,15 @@ import numpy as np
 from qlab._pieces import PIECE, Array, Scratch
 from qlab.backend.dispatch import is_tensor
 from qlab.number.arrays import numbers, output
-from qlab.number.codec import code_dtype
+from qlab.number.codec import code_dtype, encode
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import Format, IntFormat, TableFormat
+from qlab.tensor.affine import from_minimum, largest_of, to_values
+from qlab.tensor.codebooks import FP4_SECOND_ZERO, lloyd_max
 from qlab.tensor.packing import pack, packed_size, unpack
 from qlab.tensor.qtensor import QTensor, scale_values
 from qlab.tensor.scheme import Fitted, Scheme, get_scheme
-from qlab.tensor.walk import Finish, Place, Plan, Walk, first_element
+from qlab.tensor.walk import UNIT, Finish, Place, Plan, Walk, first_element
 
 __all__ = ["dequantize", "fake_quantize", "find_scale", "quantize"]
 
@@ -96,6 +98,8 @@ def quantize(x: Any, scheme: str | Scheme, *, importance: Any = None) -> QTensor
     scale, zero = _run(step, finish)
     if codes is not None:
         _pack_in_pieces(codes, payload, fmt.bits, scheme.order)
+    if scheme.scale.reciprocal and fmt.bits == 4 and array.size % 2:
+        payload[-1] |= int(encode(0.0, fmt))  # bitsandbytes fills up with zeros, and these with their code
     fitted = isinstance(scheme.format, Fitted)
     stored = replace(scheme, format=fmt) if fitted else scheme
     if zero is not None and scheme.zero == "integer":
@@ -130,6 +134,7 @@ def dequantize(qtensor: QTensor, *, dtype: Any = None, out: Any = None) -> Any:
     if not aligned:
         codes = unpack(qtensor.payload, target.size, fmt.bits, order=scheme.order).reshape(target.shape)
         unpacked = [region.view for region in plan.regions_of(codes)]
+    limit = largest_of(kind)
     shift = work_kind.type(float(fmt.min)) if scheme.zero == "min" else work_kind.type(0)
 
     def one(region: int, place: Place, scratch: Scratch) -> None:
@@ -149,10 +154,7 @@ def dequantize(qtensor: QTensor, *, dtype: Any = None, out: Any = None) -> Any:
             np.subtract(rows, zero[:, None], out=rows)
         elif shift:
             np.subtract(rows, shift, out=rows)
-        np.multiply(rows, scale[:, None], out=rows)
-        if scheme.zero == "min":
-            assert zero is not None
-            np.add(rows, zero[:, None], out=rows)
+        to_values(rows, scale, zero if scheme.zero == "min" else None, scheme, fmt, limit, rows)
         if qtensor.offset is not None:
             np.add(rows, work_kind.type(qtensor.offset), out=rows)
         if not straight:
@@ -218,7 +220,7 @@ def fake_quantize(x: Any, scheme: str | Scheme, *, gradient: str = "pass", out: 
         view = views[region][place]
         straight = view.dtype == step.kind and view.flags.c_contiguous
         into = view.reshape(-1) if straight else scratch("values out", step.kind, rows.size)
-        _values(rows, scale, zero, into, step, scratch)
+        _values(rows, scale, zero, into, largest_of(view.dtype), step, scratch)
         if not straight:
             view[...] = into.reshape(view.shape)
 
@@ -267,14 +269,13 @@ def _run(step: Walk, finish: Finish | None) -> tuple[Any, Array | None]:
 
 # --- a place of blocks -----------------------------------------------------------------------------------------------
 def _scaled(rows: Array, scale: Array, step: Walk, scratch: Scratch) -> Array:
-    """Return ``rows / scale``, where the scale is not zero; flat, in scratch memory."""
-    column = np.where(scale == 0, step.kind.type(1), scale)[:, None]
+    """Return ``rows / scale``, zero where the scale is zero; flat, in scratch memory."""
     out = scratch("scaled", step.kind, rows.size).reshape(rows.shape)
-    if step.scheme.scale.reciprocal:
-        factor = 1 / column
-        if np.isfinite(factor).all():
-            return np.multiply(rows, factor, out=out).reshape(-1)
-    return np.divide(rows, column, out=out).reshape(-1)
+    column = np.where(scale == 0, step.kind.type(np.inf), scale)[:, None]
+    if not step.scheme.scale.reciprocal:
+        return np.divide(rows, column, out=out).reshape(-1)
+    least = step.kind.type(1e-38 if step.kind == np.float32 else 1e-307)  # bitsandbytes' own: reciprocals stay finite
+    return np.multiply(rows, 1 / np.where(np.abs(column) < least, np.copysign(least, column), column), out=out).reshape(-1)
 
 
 def _steps(rows: Array, scale: Array, zero: Array | None, step: Walk, scratch: Scratch) -> Array:
@@ -282,7 +283,8 @@ def _steps(rows: Array, scale: Array, zero: Array | None, step: Walk, scratch: S
     fmt, scheme, kind = step.fmt, step.scheme, step.kind.type
     if scheme.zero == "min":
         assert zero is not None
-        rows = np.subtract(rows, zero[:, None], out=scratch("from minimum", step.kind, rows.size).reshape(rows.shape))
+        out = scratch("from minimum", step.kind, rows.size).reshape(rows.shape)
+        rows, scale = from_minimum(rows, scale, zero, scheme, fmt, out)
     steps = _scaled(rows, scale, step, scratch).reshape(rows.shape)
     np.rint(steps, out=steps)
     if scheme.zero == "integer":
@@ -300,10 +302,14 @@ def _codes(rows: Array, scale: Array, zero: Array | None, step: Walk, scratch: S
         codes = scratch("codes", narrow if step.fmt.bits <= 8 else np.int32, steps.size)
         np.copyto(codes, steps, casting="unsafe")
         return codes.view(np.uint8) if step.fmt.bits <= 8 else codes
-    return step.rounder.lane.encode(_scaled(rows, scale, step, scratch), scratch)
+    scaled = _scaled(rows, scale, step, scratch)
+    codes = step.rounder.lane.encode(scaled, scratch)
+    if step.fmt.name == "fp4_bnb":  # its second zero
+        np.copyto(codes, FP4_SECOND_ZERO, where=(codes == 0) & (scaled > 0))
+    return codes
 
 
-def _values(rows: Array, scale: Array, zero: Array | None, into: Array, step: Walk, scratch: Scratch) -> None:
+def _values(rows: Array, scale: Array, zero: Array | None, into: Array, limit: float, step: Walk, scratch: Scratch) -> None:
     if isinstance(step.fmt, IntFormat):
         values = _steps(rows, scale, zero, step, scratch)
         if step.scheme.zero == "integer":
@@ -318,10 +324,7 @@ def _values(rows: Array, scale: Array, zero: Array | None, into: Array, step: Wa
         step.rounder.cast(_scaled(rows, scale, step, scratch), values, scratch)
         values = values.reshape(rows.shape)
     result = into.reshape(rows.shape)
-    np.multiply(values, scale[:, None], out=result)
-    if step.scheme.zero == "min":
-        assert zero is not None
-        np.add(result, zero[:, None], out=result)
+    to_values(values, scale, zero if step.scheme.zero == "min" else None, step.scheme, step.fmt, limit, result)
     if step.offset is not None:
         np.add(result, step.kind.type(step.offset), out=result)
 
@@ -368,10 +371,7 @@ def _fit(array: Array, scheme: Scheme) -> tuple[Format, Scheme]:
     """Return the format of the codes: the scheme's, or a codebook fitted to the scaled data."""
     if not isinstance(scheme.format, Fitted):
         return scheme.format, scheme
-    from qlab.tensor.codebooks import lloyd_max
-
-    unit = TableFormat("unit", (-1.0, 1.0))  # scaled by it, the largest magnitude of a block is 1
-    step = Walk(array, replace(scheme, format=unit, scale=replace(scheme.scale, stored=None)), unit)
+    step = Walk(array, replace(scheme, format=UNIT, scale=replace(scheme.scale, stored=None)), UNIT)
     scaled = np.empty(array.shape, step.kind)
     views = [region.view for region in step.regions_of(scaled)]
 
@@ -380,7 +380,9 @@ def _fit(array: Array, scheme: Scheme) -> tuple[Format, Scheme]:
         view[...] = _scaled(rows, scale, step, scratch).reshape(view.shape)
 
     step.run(finish)
-    values = np.float32(lloyd_max(scaled, scheme.format.bits).table)
+    if scaled.min() == scaled.max():
+        return TableFormat(scheme.format.name, (0.0, float(scaled.flat[0]) or 1.0)), scheme
+    values = np.array(lloyd_max(scaled, scheme.format.bits).table, np.float32)
     return TableFormat(scheme.format.name, values.tolist()), scheme
 
 
@@ -395,4 +397,3 @@ def _result_dtype(array: Array) -> Any:
     if array.dtype.kind in "iu":
         return np.dtype(np.float64 if array.dtype.itemsize > 2 else np.float32)
     return array.dtype
-

@@ -15,7 +15,7 @@ import numpy as np
 
 from qlab._pieces import Array, Scratch
 from qlab.number.codec import cast
-from qlab.number.formats import Format, IntFormat
+from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat
 from qlab.number.rounder import saturating_rounder
 from qlab.tensor.extremes import row_extremes
 from qlab.tensor.scheme import Scale, Scheme
@@ -42,7 +42,7 @@ class Extent(NamedTuple):
     @property
     def absmax(self) -> Array:
         """The largest magnitudes."""
-        return np.maximum(self.highest, -self.lowest)
+        return np.abs(np.maximum(self.highest, -self.lowest))  # of zeros, plus zero
 
 
 def needs_rows(scheme: Scheme) -> bool:
@@ -121,10 +121,17 @@ def _mx(extent: Extent, fmt: Format, scale: Scale) -> Array:
     if scale.rounding == "ceil":
         power = power + (fraction > 0.5)
     elif scale.rounding == "nearest_even":  # as the format rounds the largest magnitude, if its exponent had no end
-        fraction_bits = getattr(fmt, "mantissa_bits", None) or 0
-        half = 2.0 ** -(fraction_bits + 2)
+        half = 2.0 ** -(_fraction_bits(fmt) + 2)
         power = power + (fraction + half >= 1)
     return np.asarray(_power(power, absmax))
+
+
+def _fraction_bits(fmt: Format) -> int:
+    """How many bits follow the first one of the largest values."""
+    if isinstance(fmt, FloatFormat):
+        return fmt.mantissa_bits
+    step = float(fmt.max - fmt.ordered[0][-2]) if isinstance(fmt, TableFormat) else 1.0
+    return math.frexp(fmt.max)[1] - math.frexp(step)[1]
 
 
 def _power(power: Array, absmax: Array) -> Array:
@@ -149,7 +156,7 @@ def from_range(lowest: Array, highest: Array, scheme: Scheme, fmt: Format) -> tu
     """Return the scale (and zero) that spread the codes over a range, shape (k,)."""
     kind = highest.dtype.type
     if scheme.zero is None:
-        extreme = np.maximum(highest, -lowest)
+        extreme = np.abs(np.maximum(highest, -lowest))
         return _not_lost(extreme / kind(fmt.max), extreme), None
     assert isinstance(fmt, IntFormat)
     steps = kind(fmt.max - fmt.min)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from qlab._check import one_of, unknown_name
-from qlab.number.formats import Format, IntFormat, TableFormat, get_format
+from qlab.number.formats import FORMATS, Format, IntFormat, TableFormat, get_format
 from qlab.tensor.blocks import Blocks, PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.packing import ORDERS
 
@@ -274,7 +274,7 @@ def get_scheme(scheme: str | Scheme) -> Scheme:
     try:
         return _parse_once(scheme)
     except ValueError:
-        if "-" in scheme or "/" in scheme:
+        if "-" in scheme or "/" in scheme or scheme in FORMATS:
             raise
     unknown_name("scheme", scheme, SCHEMES, f"qlab.SCHEMES lists all names; or write {GRAMMAR}")
 

@@ -12,14 +12,16 @@ from collections.abc import Callable
 import numpy as np
 
 from qlab._pieces import PIECE, Array, Scratch, walk
-from qlab.number.formats import Format
+from qlab.number.formats import Format, TableFormat
 from qlab.number.rounder import saturating_rounder
 from qlab.tensor.blocks import PerBlock, Region, chunks, regions, scale_shape
 from qlab.tensor.scales import Extent, extent_of, find_scales, needs_rows, store_in
-from qlab.tensor.scheme import Scheme
+from qlab.tensor.scheme import Fitted, Scheme
 
-__all__ = ["Finish", "Place", "Plan", "Walk", "first_element"]
+__all__ = ["UNIT", "Finish", "Place", "Plan", "Walk", "first_element"]
 
+UNIT = TableFormat("unit", (-1.0, 1.0))
+"""Scaled for it, the largest magnitude of a block is 1: so it is for codebooks, which are fitted to what is scaled."""
 Place = tuple[slice, ...]
 Finish = Callable[[Array, Array, Array | None, int, Place, Scratch], None]
 """What is done with the rows of a place: `finish(rows, scale, zero, region, place, scratch)`."""
@@ -108,7 +110,7 @@ class Walk(Plan):
             raise ValueError("x is empty; a scale needs at least one value")
         self.source = np.ascontiguousarray(array).reshape(array.shape)
         super().__init__(self.source, scheme)
-        self.fmt = fmt
+        self.fmt, self.range = fmt, UNIT if isinstance(scheme.format, Fitted) else fmt
         wide = array.dtype == np.float64 or (array.dtype.kind in "iu" and array.dtype.itemsize > 2)
         self.kind = np.dtype(np.float64 if wide else np.float32)
         self.offset = self._mean() if scheme.center else None
@@ -205,7 +207,7 @@ class Walk(Plan):
     def _scales(self, extent: Extent, rows: Array | None) -> tuple[Array, Array | None]:
         if not (np.isfinite(extent.highest).all() and np.isfinite(extent.lowest).all()):
             self.refuse()
-        scale, zero = find_scales(extent, rows if needs_rows(self.scheme) else None, self.scheme, self.fmt)
+        scale, zero = find_scales(extent, rows if needs_rows(self.scheme) else None, self.scheme, self.range)
         stored = self.scheme.scale.stored
         if isinstance(stored, Scheme) or stored is None:
             return scale, zero
