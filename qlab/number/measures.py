@@ -251,7 +251,7 @@ def format_report(x: Any, fmt: str | Format, *, rounding: str = "nearest_even", 
     flat = array.reshape(-1)
     cast(flat[:1], fmt, rounding=rounding, overflow=overflow, nan="zero")  # refuses what cast refuses, before all else
     largest = max(float(np.abs(piece[np.isfinite(piece)]).max(initial=0.0)) for piece in _pieces(flat))
-    unit = math.ldexp(1.0, -math.frexp(largest)[1])  # energies are taken in this unit: no square overflows or vanishes
+    unit = math.ldexp(1.0, min(-math.frexp(largest)[1], 1023))  # energies are taken in this unit: no square overflows or vanishes
     parts = [_measure(piece, fmt, rounding, overflow, unit) for piece in _pieces(flat)]
 
     def total(key: str) -> float:

@@ -271,3 +271,10 @@ def test_refusals(act, error, message):
     with pytest.raises(error) as caught:
         act()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 2.0**-1060])
+def test_report_on_the_smallest_numbers(tiny):
+    report = qlab.format_report(np.array([tiny, -tiny]), "float16")
+    assert report.underflow == 1
+    assert qlab.format_report(np.array([tiny]), "float64").exact == 1
