@@ -2,32 +2,43 @@
 a torch that has CUDA. Results go to results/gpu.json.
 
 What counts is the share of the copy's bandwidth: bytes read and written by a conversion, over its time, against bytes
-read and written by a plain copy over its time, in the same run. Times are medians of CUDA events.
+read and written by a plain copy over its time, in the same run. Times are medians of CUDA events. Schemes stand beside
+bitsandbytes and torchao, where these are installed.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 
 import qlab
 from benchmarks.timing import store
 
+Job = tuple[str, str, Callable[[], object], int]
+"""What is done, by what, the work, and the bytes that it reads and writes."""
+
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "bfloat16", "float16")
+SCHEMES = ("nf4", "mxfp4", "int8-b128")
+
+
+def bandwidth(work: Callable[[], object], moved: int) -> float:
+    """Return GB/s of work that reads and writes so many bytes."""
+    from triton.testing import do_bench
+
+    return moved / do_bench(work, warmup=50, rep=200, return_mode="median") / 1e6
 
 
 def run(elements: int = 1 << 28) -> list[dict[str, object]]:
     """Return a row for each conversion: GB/s, and its share of the copy's."""
-    from triton.testing import do_bench
-
-    def bandwidth(work, moved: int) -> float:
-        return moved / do_bench(work, warmup=50, rep=200, return_mode="median") / 1e6
-
     x = torch.randn(elements, device="cuda")
     into = torch.empty_like(x)
-    copy = bandwidth(lambda: into.copy_(x), 8 * elements)
+    copy = bandwidth(partial(into.copy_, x), 8 * elements)
     rows: list[dict[str, object]] = [{"what": "copy", "format": "float32", "GB/s": round(copy), "share": 1.0}]
+    del into
     for name in FORMATS:
         codes = qlab.encode(x, name)
         size = codes.element_size()
@@ -40,7 +51,47 @@ def run(elements: int = 1 << 28) -> list[dict[str, object]]:
             speed = bandwidth(work, moved)
             rows.append({"what": what, "format": name, "GB/s": round(speed), "share": round(speed / copy, 3)})
             print(f"{what:16} {name:14} {speed:6.0f} GB/s {speed / copy:6.1%} of a copy", flush=True)
+    x = x.reshape(-1, 1 << 14)
+    for what, name, work, moved in (job for jobs in (own_jobs(x), *peers_jobs(x)) for job in jobs):
+        speed = bandwidth(work, moved)
+        rows.append({"what": what, "format": name, "GB/s": round(speed), "share": round(speed / copy, 3)})
+        print(f"{what:16} {name:14} {speed:6.0f} GB/s {speed / copy:6.1%} of a copy", flush=True)
     return rows
+
+
+def own_jobs(x: torch.Tensor) -> Iterator[Job]:
+    """Quantize and dequantize by each scheme: the bytes are those of float32 values and of what is stored."""
+    out = torch.empty_like(x)
+    for name in SCHEMES:
+        stored = qlab.quantize(x, name)
+        moved = 4 * x.numel() + stored.nbytes
+        yield "quantize", name, partial(qlab.quantize, x, name), moved
+        yield "dequantize", name, stored.dequantize, moved
+        yield "dequantize, out", name, partial(stored.dequantize, out=out), moved
+
+
+def peers_jobs(x: torch.Tensor) -> Iterator[Iterator[Job]]:
+    """The same by the peers that are installed."""
+    if find_spec("bitsandbytes"):
+        yield bitsandbytes_jobs(x)
+    if find_spec("torchao"):
+        yield torchao_jobs(x)
+
+
+def bitsandbytes_jobs(x: torch.Tensor) -> Iterator[Job]:
+    from bitsandbytes import functional
+
+    codes, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4")
+    moved = 4 * x.numel() + codes.nbytes + state.absmax.nbytes
+    yield "bnb quantize", "nf4", partial(functional.quantize_4bit, x, blocksize=64, quant_type="nf4"), moved
+    yield "bnb dequantize", "nf4", partial(functional.dequantize_4bit, codes, state), moved
+
+
+def torchao_jobs(x: torch.Tensor) -> Iterator[Job]:
+    from torchao.prototype.mx_formats.mx_tensor import to_mx
+
+    moved = 4 * x.numel() + x.numel() // 2 + x.numel() // 32
+    yield "torchao quantize", "mxfp4", partial(to_mx, x, torch.float4_e2m1fn_x2, 32), moved
 
 
 def main() -> int:

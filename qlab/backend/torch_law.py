@@ -7,17 +7,19 @@ without looking at a value: what is rare there (overflow, NaN) is computed every
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qlab._pieces import Array
 from qlab.number.bits import FLOAT32, Layout
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat
 from qlab.number.lanes import TableLane
 from qlab.number.noise import MULTIPLIERS, ROUNDS, WEYL
 
-__all__ = ["decode_law", "encode_law", "philox_tensor"]
+__all__ = ["decode_law", "edges_of", "encode_law", "philox_tensor"]
 
 _GUARD = 2
 
@@ -153,14 +155,32 @@ def _encode_integers(x: Tensor, fmt: IntFormat, rounding: str, noise: Tensor | N
 def _encode_table(
     x: Tensor, fmt: TableFormat, layout: Layout, rounding: str, overflow: str, noise: Tensor | None
 ) -> Tensor:
-    """Neighbours in the sorted table, as `TableLane` chooses them: it does the choosing on the CPU, and holds the table."""
+    """Neighbours in the sorted table; what is not to nearest `TableLane` chooses on the CPU."""
+    if rounding.startswith("nearest") and (fmt.nan_code is None or overflow == "saturate"):
+        edges, of_cell = (torch.from_numpy(array).to(x.device) for array in edges_of(fmt, layout, rounding))
+        codes = of_cell[torch.searchsorted(edges, x.detach().contiguous(), right=True)]
+        return codes if fmt.nan_code is None else torch.where(x.isnan(), fmt.nan_code, codes)
     lane = TableLane(fmt, layout, rounding, overflow)
     values = x.detach().double().cpu().numpy().reshape(-1)
     if fmt.nan_code is None:
         values = np.where(np.isnan(values), 0.0, values)
     flat_noise = None if noise is None else noise.cpu().numpy().reshape(-1)
-    codes = lane.codes_by_rank[lane.ranks(values, flat_noise)]
-    return torch.from_numpy(codes.astype(np.int64)).reshape(x.shape).to(x.device)
+    chosen = lane.codes_by_rank[lane.ranks(values, flat_noise)]
+    return torch.from_numpy(chosen.astype(np.int64)).reshape(x.shape).to(x.device)
+
+
+@lru_cache(maxsize=64)
+def edges_of(fmt: TableFormat, layout: Layout, rounding: str = "nearest_even") -> tuple[Array, Array]:
+    """Return, for rounding to nearest, the smallest float that goes to each value but the lowest, and the code of each.
+
+    The edges ascend, in the layout's float; a number goes to the value after the last edge that it is not below.
+    """
+    lane = TableLane(fmt, layout, rounding, "saturate")
+    edges = np.where(lane.tie_up, lane.middle, np.nextafter(lane.middle, np.inf))
+    edges = np.minimum(edges, lane.values[1:])
+    narrow = edges.astype(layout.float_type)
+    up = np.nextafter(narrow, layout.float_type(np.inf))
+    return np.where(narrow.astype(np.float64) < edges, up, narrow), np.array(lane.codes, np.int64)
 
 
 def decode_law(codes: Tensor, fmt: Format, layout: Layout) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qlab._pieces import PIECE, Array
+from qlab._pieces import PIECE
 
-__all__ = ["Blocks", "PerAxis", "PerBlock", "PerRow", "PerTensor", "Region", "chunks", "regions", "scale_shape"]
+__all__ = [
+    "Blocks", "PerAxis", "PerBlock", "PerRow", "PerTensor", "Region", "chunks", "regions", "scale_shape", "scale_table",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,15 @@ class Region(NamedTuple):
 
     Attributes
     ----------
-    view : array of shape (*counts, *block)
+    view : array or tensor of shape (*counts, *block)
         The elements.
     lead : int
         How many of the axes count blocks.
     at : tuple of slices
-        Where the blocks' scales are among all scales, in the shape of `Layout.counts`.
+        Where the blocks' scales are among all scales, in the shape of `scale_table`.
     """
 
-    view: Array
+    view: Any
     lead: int
     at: tuple[slice, ...]
 
@@ -128,18 +130,27 @@ def scale_shape(blocks: Blocks, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:axis], -(-shape[axis] // blocks.size), *shape[axis + 1 :])
 
 
-def regions(blocks: Blocks, x: Array) -> list[Region]:
-    """Return views of a contiguous array that together hold each element once, block by block.
+def scale_table(blocks: Blocks, shape: tuple[int, ...], scales: Any) -> Any:
+    """View the scales of a tensor of a shape as `Region.at` counts them: (outer, blocks, inner), (outer, rows, columns)."""
+    if not isinstance(blocks, PerBlock):
+        return scales.reshape(-1)
+    if isinstance(blocks.size, tuple):
+        return scales.reshape(-1, *scales.shape[-2:])
+    if blocks.axis is None:
+        return scales.reshape(1, -1, 1)
+    axis = blocks.axis % len(shape)
+    return scales.reshape(math.prod(shape[:axis]), scales.shape[axis], -1)
 
-    `Region.at` indexes scales of the shape (outer, blocks, inner), or (outer, rows, columns) for tiles.
-    """
+
+def regions(blocks: Blocks, x: Any) -> list[Region]:
+    """Return views of a contiguous array or tensor that together hold each element once, block by block."""
     everything = slice(None)
     if isinstance(blocks, PerTensor):
         return [Region(x.reshape(1, -1), 1, (everything,))]
     if isinstance(blocks, PerAxis):
         axis = _axis(blocks.axis, x.ndim)
         outer, along, inner = _around(x.shape, axis)
-        return [Region(x.reshape(outer, along, inner).transpose(1, 0, 2), 1, (everything,))]
+        return [Region(x.reshape(outer, along, inner).swapaxes(0, 1), 1, (everything,))]
     if isinstance(blocks, PerRow):
         return [Region(x.reshape(-1, x.shape[-1]), 1, (everything,))]
     if isinstance(blocks.size, tuple):
@@ -150,13 +161,13 @@ def regions(blocks: Blocks, x: Array) -> list[Region]:
                 part = flat[:, rows, columns].reshape(
                     len(flat), (rows.stop - rows.start) // height, height, (columns.stop - columns.start) // width, width
                 )
-                found.append(Region(part.transpose(0, 1, 3, 2, 4), 3, (everything, row_at, column_at)))
+                found.append(Region(part.swapaxes(2, 3), 3, (everything, row_at, column_at)))
         return found
-    outer, along, inner = (1, x.size, 1) if blocks.axis is None else _around(x.shape, _axis(blocks.axis, x.ndim))
+    outer, along, inner = (1, math.prod(x.shape), 1) if blocks.axis is None else _around(x.shape, _axis(blocks.axis, x.ndim))
     flat, found = x.reshape(outer, along, inner), []
     for run, size, run_at in _parts(along, blocks.size):
         part = flat[:, run].reshape(outer, (run.stop - run.start) // size, size, inner)
-        found.append(Region(part.transpose(0, 1, 3, 2), 3, (everything, run_at, everything)))
+        found.append(Region(part.swapaxes(2, 3), 3, (everything, run_at, everything)))
     return found
 
 

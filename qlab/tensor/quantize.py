@@ -201,19 +201,18 @@ def fake_quantize(x: Any, scheme: str | Scheme, *, gradient: str = "pass", out: 
     >>> qlab.fake_quantize(np.float32([-0.7, 0.22, 0.05]), "int4")
     array([-0.7,  0.2,  0. ], dtype=float32)
     """
-    scheme = get_scheme(scheme)
     if is_tensor(x):
         from qlab.backend import torch_tensor
 
         return torch_tensor.fake_quantize(x, scheme, gradient, out)
+    scheme = get_scheme(scheme)
     array = numbers(x)
-    kind = _result_dtype(array)
     if scheme.layout is not None or scheme.scale.late:
         return quantize(array, scheme).dequantize(out=out)
     fmt, scheme = _fit(array, scheme)
     step = Walk(array, scheme, fmt)
-    result = output(out, array, kind)
-    target = result if result.flags.c_contiguous else np.empty(result.shape, kind)
+    result = output(out, array, _result_dtype(array))
+    target = result if result.flags.c_contiguous else np.empty(result.shape, result.dtype)
     views = [region.view for region in step.regions_of(target)]
 
     def finish(rows: Array, scale: Array, zero: Array | None, region: int, place: Place, scratch: Scratch) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from qlab._pieces import PIECE, Array, Scratch, walk
 from qlab.number.formats import Format, TableFormat
 from qlab.number.rounder import saturating_rounder
-from qlab.tensor.blocks import PerBlock, Region, chunks, regions, scale_shape
+from qlab.tensor.blocks import Region, chunks, regions, scale_shape, scale_table
 from qlab.tensor.scales import Extent, extent_of, find_scales, needs_rows, store_in
 from qlab.tensor.scheme import Fitted, Scheme
 
@@ -67,15 +67,8 @@ class Plan:
 
     def _table(self, scales: Array) -> Array:
         """View scales as `Region.at` counts them."""
-        blocks = self.scheme.blocks
-        if self.flat or not isinstance(blocks, PerBlock):
-            return scales.reshape(-1)
-        if isinstance(blocks.size, tuple):
-            return scales.reshape(-1, *scales.shape[-2:])
-        if blocks.axis is None:
-            return scales.reshape(1, -1, 1)
-        axis = blocks.axis % len(self.shape)
-        return scales.reshape(math.prod(self.shape[:axis]), scales.shape[axis], -1)
+        table: Array = scales.reshape(-1) if self.flat else scale_table(self.scheme.blocks, self.shape, scales)
+        return table
 
     def each_place(self, work: Callable[[int, Place, Scratch], None]) -> None:
         """Call `work(region, place, scratch)` for places that hold whole blocks, or a part of one block, in threads."""
@@ -125,7 +118,7 @@ class Walk(Plan):
     def load(self, region: int, place: Place, scratch: Scratch) -> Array:
         """Return the elements of a place as rows, one block (or part of one) in each, less the offset."""
         part = self.parts[region]
-        view = part.view[place]
+        view: Array = part.view[place]
         k = math.prod(view.shape[: part.lead])
         if view.dtype == self.kind and view.flags.c_contiguous and self.offset is None:
             return view.reshape(k, -1)
