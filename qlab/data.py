@@ -1,24 +1,45 @@
 """Small real data and models for the book, and a stored comparison of libraries, the same on every machine.
 
-scikit-learn ships the data: 1797 handwritten digits of 8 x 8 pixels, from the UCI repository.
+scikit-learn ships the data: 1797 handwritten digits of 8 x 8 pixels, from the UCI repository. The networks of torch,
+`digits_cnn`, `digits_mlp`, `digits_transformer` and `minilm`, live in `qlab.models` and `qlab.minilm`, and are loaded when used.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qlab._pieces import Array, blas_on_one_thread
 
+if TYPE_CHECKING:
+    from qlab.minilm import minilm
+    from qlab.models import digits_cnn, digits_mlp, digits_transformer
+
 __all__ = [
-    "Classifier", "Difference", "Differences", "Digits", "TrainingStep", "differences", "digits", "train_digits", "training_step",
+    "Classifier", "Difference", "Differences", "Digits", "TrainingStep", "differences", "digits", "digits_cnn", "digits_mlp",
+    "digits_transformer", "minilm", "sentences", "train_digits", "training_step",
 ]  # fmt: skip
+
+_OF_TORCH = {
+    "digits_cnn": "qlab.models", "digits_mlp": "qlab.models", "digits_transformer": "qlab.models", "minilm": "qlab.minilm",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_TORCH:
+        raise AttributeError(f"module 'qlab.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(_OF_TORCH[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
 
 
 class Digits(NamedTuple):
@@ -261,3 +282,15 @@ def differences() -> Differences:
     stored = json.loads(files("qlab").joinpath("differences.json").read_text(encoding="utf-8"))
     rows = [Difference(r["format"], r["input"], float(r["value"]), r["answers"]) for r in stored["rows"]]
     return Differences(stored["libraries"], rows)
+
+
+def sentences() -> list[str]:
+    """Return 50 short English sentences on ten subjects, five on each, for the case study of a sentence encoder.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> qlab.data.sentences()[0]
+    'The rain has not stopped since Tuesday.'
+    """
+    return files("qlab").joinpath("sentences.txt").read_text(encoding="utf-8").splitlines()

@@ -23,9 +23,10 @@ from qlab.tensor.codebooks import FP4_SECOND_ZERO, lloyd_max
 from qlab.tensor.packing import pack, packed_size, unpack
 from qlab.tensor.qtensor import QTensor, scale_values
 from qlab.tensor.scheme import Fitted, Scheme, get_scheme
+from qlab.tensor.store import store_codes
 from qlab.tensor.walk import UNIT, Finish, Place, Plan, Walk, first_element
 
-__all__ = ["dequantize", "fake_quantize", "find_scale", "quantize"]
+__all__ = ["dequantize", "fake_quantize", "find_scale", "quantize", "store_codes"]
 
 
 def quantize(x: Any, scheme: str | Scheme, *, importance: Any = None) -> QTensor:

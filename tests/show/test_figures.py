@@ -27,6 +27,7 @@ FIGURES = {
     "lost_updates": lambda: qlab.show.lost_updates([1.0, 0.5, -0.25], [0.1, 1e-4, 0.0], "bfloat16"),
     "softmax_shift": lambda: qlab.show.softmax_shift([12.0, 3.0, -9.0, -20.0]),
     "gradient_windows": lambda: qlab.show.gradient_windows({"w1": 2.0 ** -np.arange(9, 40)}, scale=2.0**10),
+    "observer_ranges": lambda: qlab.show.observer_ranges(np.random.default_rng(0).laplace(size=(16, 50)), 4),
     "roofline": lambda: qlab.show.roofline([(1, 16, 1.0), (64, 4, 256.0)], flops=790e12, bandwidth=4.3e12),
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
@@ -128,6 +129,21 @@ def test_ranges_that_cannot_be_drawn():
         qlab.show.gradient_windows({})
     with pytest.raises(ValueError, match="low below high"):
         qlab.show.gradient_windows({"w1": np.ones(2)}, low=3, high=3)
+
+
+def test_activations_that_cannot_be_drawn():
+    pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="has no range to draw"):
+        qlab.show.observer_ranges(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="1 of 3 values are not finite"):
+        qlab.show.observer_ranges(np.array([[1.0, 2.0, np.nan]]))
+
+
+def test_the_observer_with_the_least_error_has_the_best_ratio():
+    pytest.importorskip("torch")
+    figure = qlab.show.observer_ranges(np.random.default_rng(0).laplace(size=(16, 500)), 4)
+    ratios = dict(part.split() for part in figure.data["sqnr"].split(" / "))
+    assert max(ratios, key=lambda name: float(ratios[name])) == "histogram_mse"
 
 
 def test_arithmetic_that_cannot_be_drawn():

@@ -1,0 +1,1 @@
+"""Networks: recipes that say what is quantized and how, and the PyTorch layers that come of it."""

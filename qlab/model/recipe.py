@@ -1,0 +1,206 @@
+"""Recipes as data: which layers of a network are quantized, into what, and by which method.
+
+A recipe is frozen and hashable, and reads aloud: ``str(recipe)`` is a sentence. The named ones are a table (`RECIPES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from qlab._check import one_of, unknown_name
+from qlab.number.formats import Format, IntFormat, get_format
+from qlab.tensor.scheme import Scheme, get_scheme
+
+__all__ = ["METHODS", "RECIPES", "Activations", "Recipe", "get_recipe"]
+
+METHODS = ("rtn", "gptq", "awq", "hqq", "adaround")
+OBSERVERS = ("minmax", "moving_average", "percentile", "histogram_mse", "entropy")
+TYPES = ("Linear", "Conv1d", "Conv2d", "Embedding")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How the inputs of a layer are quantized.
+
+    Parameters
+    ----------
+    scheme : str or Scheme
+        For the whole tensor, or by row (a scale for each token).
+    when : {"dynamic", "static"}
+        Whether the scale is found anew for each input, or once, from calibration data.
+    observer : str
+        For static ones: what finds the range, ``minmax``, ``moving_average``, ``percentile``, ``histogram_mse`` or
+        ``entropy``.
+    """
+
+    scheme: Scheme
+    when: str = "dynamic"
+    observer: str = "minmax"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", get_scheme(self.scheme))
+        one_of("when", self.when, ("dynamic", "static"))
+        one_of("observer", self.observer, OBSERVERS)
+        if self.scheme.layout is not None or (self.scheme.scale.stored is not None and self.when == "static"):
+            raise ValueError(f"activations cannot be stored as {self.scheme}; take a scheme such as 'int8-asym' or 'e4m3-row'")
+
+    def __str__(self) -> str:
+        return f"{self.scheme} ({self.when}{', ' + self.observer if self.when == 'static' else ''})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of a network.
+
+    Parameters
+    ----------
+    weights : str or Scheme, optional
+        How weights are stored; as they are unless given.
+    activations : Activations, str or Scheme, optional
+        How layers' inputs are quantized; a scheme alone means dynamically.
+    method : {"rtn", "gptq", "awq", "hqq", "adaround"}
+        How codes are found: round to nearest, or by a search that looks at the layer's inputs (not hqq).
+    dtype : str, optional
+        A format such as ``float16`` that all parameters are rounded to instead.
+    layers, skip : tuple of str
+        Patterns of the names of layers (as ``encoder.*.query``) to take and to leave.
+    types : tuple of str
+        Of ``Linear``, ``Conv1d``, ``Conv2d``, ``Embedding``; embeddings only if they are named here.
+    embeddings : str or Scheme, optional
+        How embedding tables are stored; as `weights` unless given.
+    min_size : int
+        Layers with fewer weights are left as they are: small layers lose time by it.
+    options : tuple of (str, value)
+        For the method, such as ``(("damping", 0.01),)``; a dict is taken too.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> print(qlab.Recipe(weights="int4-b128", method="gptq", skip=("head",)))
+    weights int4-b128 by gptq; activations as they are; Linear, Conv1d, Conv2d, not head
+    """
+
+    weights: Scheme | None = None
+    activations: Activations | None = None
+    method: str = "rtn"
+    dtype: Format | None = None
+    layers: tuple[str, ...] = ("*",)
+    skip: tuple[str, ...] = ()
+    types: tuple[str, ...] = ("Linear", "Conv1d", "Conv2d")
+    embeddings: Scheme | None = None
+    min_size: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for key in ("weights", "embeddings"):
+            if getattr(self, key) is not None:
+                put(self, key, get_scheme(getattr(self, key)))
+        if self.activations is not None and not isinstance(self.activations, Activations):
+            put(self, "activations", Activations(self.activations))
+        if self.dtype is not None:
+            put(self, "dtype", get_format(self.dtype))
+        for key in ("layers", "skip", "types"):
+            value = getattr(self, key)
+            put(self, key, (value,) if isinstance(value, str) else tuple(value))
+        if isinstance(self.options, Mapping):
+            put(self, "options", tuple(sorted(self.options.items())))
+        one_of("method", self.method, METHODS)
+        for kind in self.types:
+            one_of("types", kind, TYPES)
+        if self.dtype is not None and (self.weights is not None or self.activations is not None):
+            raise ValueError(f"dtype={self.dtype.name} rounds all parameters; leave out weights and activations, or dtype")
+        if self.dtype is None and self.weights is None and self.activations is None and self.embeddings is None:
+            raise ValueError("a recipe says what to do: give weights, activations, embeddings or dtype")
+        if self.method != "rtn" and self.weights is None:
+            raise ValueError(f"method={self.method!r} finds codes of weights; give weights, a scheme")
+        if isinstance(self.min_size, bool) or not isinstance(self.min_size, int) or self.min_size < 0:
+            raise ValueError(f"min_size={self.min_size!r} is not allowed; give a number of weights, 0 or more")
+
+    def __str__(self) -> str:
+        if self.dtype is not None:
+            return f"all parameters {self.dtype.name}"
+        weights = f"weights {self.weights or 'as they are'}" + (f" by {self.method}" if self.weights else "")
+        parts = [weights, f"activations {self.activations or 'as they are'}", ", ".join(self.types)]
+        if self.layers != ("*",):
+            parts[-1] += f" named {', '.join(self.layers)}"
+        if self.skip:
+            parts[-1] += f", not {', '.join(self.skip)}"
+        if self.min_size:
+            parts[-1] += f", of at least {self.min_size} weights"
+        if self.embeddings:
+            parts.append(f"embeddings {self.embeddings}")
+        return "; ".join(parts)
+
+    def takes(self, name: str) -> bool:
+        """Whether the layer of that name is to be quantized."""
+        return any(fnmatchcase(name, p) for p in self.layers) and not any(fnmatchcase(name, p) for p in self.skip)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether data must be run through the network first."""
+        static = self.activations is not None and self.activations.when == "static"
+        return static or self.method in ("gptq", "awq", "adaround")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether products are products of integers: both sides have integer codes, and weights no zero point."""
+        if self.weights is None or self.activations is None:
+            return False
+        both = isinstance(self.weights.format, IntFormat) and isinstance(self.activations.scheme.format, IntFormat)
+        return both and self.weights.zero is None
+
+
+def _static(scheme: str, observer: str = "minmax") -> Activations:
+    return Activations(get_scheme(scheme), "static", observer)
+
+
+def _recipes() -> dict[str, Recipe]:
+    made: dict[str, dict[str, Any]] = {
+        "weight_only_int8": {"weights": "int8-channel"},
+        "weight_only_nf4": {"weights": "nf4"},
+        "weight_only_int4": {"weights": "int4-b32/f16"},
+        "dynamic_int8": {"weights": "int8-channel", "activations": "int8-asym", "types": ("Linear",)},
+        "static_int8": {"weights": "int8-channel", "activations": _static("int8-asym", "histogram_mse")},
+        "static_int16x8": {"weights": "int8-channel", "activations": _static("int16")},
+        "float16": {"dtype": "float16"},
+        "bfloat16": {"dtype": "bfloat16"},
+        "fp8_dynamic": {"weights": "e4m3-channel", "activations": "e4m3-row", "types": ("Linear",)},
+        "mxfp4": {"weights": "mxfp4", "activations": "mxfp4", "types": ("Linear",)},
+        "tflite_dynamic_range": {"weights": "int8-channel", "activations": "int8-asym"},
+        "tflite_float16": {"dtype": "float16"},
+        "tflite_full_integer": {"weights": "int8-channel", "activations": _static("int8-asym")},
+        "tflite_int16x8": {"weights": "int8-channel", "activations": _static("int16")},
+    }
+    return {name: Recipe(**parts, name=name) for name, parts in made.items()}
+
+
+RECIPES: dict[str, Recipe] = _recipes()
+"""The named recipes."""
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """Return the recipe of that name; a recipe is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If no recipe has that name; the message offers the nearest ones.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> print(qlab.RECIPES["dynamic_int8"])
+    weights int8-channel by rtn; activations int8-asym (dynamic); Linear
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise TypeError(f"a recipe is a name or a Recipe, not {type(recipe).__name__}")
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    unknown_name("recipe", recipe, RECIPES, "qlab.RECIPES lists all names")

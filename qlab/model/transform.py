@@ -1,0 +1,324 @@
+"""From a model and a recipe to a quantized model, layer by layer.
+
+    fuse -> look at the inputs (calibration) -> find codes (method) -> packed layer
+
+The model that is given is not changed. What was done to each layer, and to which layers nothing was done and why, is in a
+table: `quantization_map`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlab.model.fuse import fuse
+from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, StaticRange
+from qlab.model.methods import adaround, awq, gptq, hqq, rtn
+from qlab.model.observers import OBSERVERS
+from qlab.model.recipe import Activations, Recipe, get_recipe
+from qlab.model.record import Inputs, collect_inputs, data_hash
+from qlab.number.codec import cast
+from qlab.number.formats import IntFormat
+from qlab.show.table import Table
+from qlab.tensor.qtensor import QTensor
+from qlab.tensor.quantize import quantize
+from qlab.tensor.scheme import Scheme
+
+__all__ = ["LayerChange", "quantization_map", "quantize_model", "static_range"]
+
+_METHODS: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq, "adaround": adaround}
+_QUANTIZED = (QuantizedLinear, QuantizedConv, QuantizedEmbedding)
+_KINDS: dict[str, type[nn.Module]] = {
+    "Linear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Embedding": nn.Embedding,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """A line of the map: what was done to a layer, or why nothing.
+
+    Attributes
+    ----------
+    name, type : str
+        The layer's name in the model, and its class.
+    weights, activations, how : str
+        Schemes and how the layer computes; or, where it was left, the reason.
+    bytes_before, bytes_after : int
+        Of its parameters.
+    sqnr : float or None
+        Signal to quantization noise of the weights, in decibels.
+    """
+
+    name: str
+    type: str
+    weights: str
+    activations: str
+    how: str
+    bytes_before: int
+    bytes_after: int
+    sqnr: float | None = None
+
+
+def quantize_model(
+    model: nn.Module, recipe: str | Recipe, calibration: Iterable[Any] | None = None, *, fake: bool = False,
+    show: bool = True,
+) -> nn.Module:  # fmt: skip
+    """Return a quantized model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; not changed.
+    recipe : str or Recipe
+        What to do, see `qlab.RECIPES`.
+    calibration : iterable, optional
+        Batches for recipes that must see data: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+    fake : bool
+        Keep weights as floats that are already rounded, and round inputs to floats: to study the error alone.
+    show : bool
+        Print the map of what was done.
+
+    Returns
+    -------
+    nn.Module
+        A new model: layers of `qlab.model.layers` in place of those that the recipe takes. `quantization_map` shows what
+        was done; ``calibration_hash`` is the SHA-256 of the data that was seen, if any.
+
+    Raises
+    ------
+    ValueError
+        If the model is in train mode or already quantized, the recipe takes no layer, weights are shared with another
+        layer, calibration is missing, empty, or shows a layer NaN. The message names the layer and the remedy.
+
+    Notes
+    -----
+    Tolerance: codes are exact for ``rtn``; the other methods search. The same seed and data give the same bits.
+    Book: chapter 12.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).eval()
+    >>> small = qlab.quantize_model(model, "weight_only_int8", show=False)
+    >>> small[0]
+    QuantizedLinear(
+      activations=as they are, dequantized on the fly
+      (weight): Packed(int8-channel, shape=(64, 64), 4352 bytes)
+    )
+    """
+    recipe = get_recipe(recipe)
+    _check_model(model)
+    if recipe.dtype is not None:
+        return _rounded(model, recipe, show)
+    chosen, left = _choose(model, recipe)
+    _refuse_shared(model, chosen)
+    if recipe.needs_calibration and calibration is None:
+        raise ValueError(f"the recipe ({recipe}) needs to see data; give calibration=, an iterable of batches")
+    batches = None if calibration is None else list(calibration)
+    result = fuse(model)
+    inputs, ranges = _look(result, recipe, chosen, batches)
+    changes = [
+        _quantize_layer(result, name, recipe, inputs.get(name), ranges.get(name), fake=fake)
+        for name in chosen
+    ] + left  # fmt: skip
+    order = {name: place for place, (name, _) in enumerate(result.named_modules())}
+    result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
+    result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
+    if show:
+        print(quantization_map(result))
+    return result
+
+
+def quantization_map(model: nn.Module) -> Table:
+    """Return the table of what `quantize_model` did: a line for each layer with parameters.
+
+    Raises
+    ------
+    ValueError
+        If the model does not come from `quantize_model`.
+    """
+    changes: list[LayerChange] | None = getattr(model, "quantization_changes", None)
+    if changes is None:
+        raise ValueError("the model does not come from quantize_model; there is no map of it")
+    columns = ("layer", "type", "weights", "activations", "how", "bytes_before", "bytes_after", "sqnr")
+    rows = [
+        (*astuple(c)[:-1], "" if c.sqnr is None else round(c.sqnr, 2))
+        for c in changes
+    ]
+    return Table(columns, rows)
+
+
+def static_range(lowest: float, highest: float, activations: Activations) -> StaticRange:
+    """Return scale and zero point that spread the codes over a range, as `qlab.tensor.scales` does."""
+    scheme, fmt = activations.scheme, activations.scheme.format
+    if scheme.zero != "integer":
+        largest = max(abs(lowest), abs(highest))
+        return StaticRange(largest / float(fmt.max) if largest > 0 else 1.0)  # type: ignore[union-attr]
+    assert isinstance(fmt, IntFormat)
+    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+    scale = (highest - lowest) / (fmt.max - fmt.min) or 1.0
+    return StaticRange(scale, float(min(max(round(fmt.min - lowest / scale), fmt.min), fmt.max)))
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
+    if model.training:
+        raise ValueError("the model is in train mode; call model.eval() first (dropout and batch normalization would differ)")
+    done = [name for name, module in model.named_modules() if isinstance(module, _QUANTIZED)]
+    if done:
+        raise ValueError(f"the model is already quantized ({done[0]!r} is a quantized layer); start from the original")
+
+
+def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChange]]:
+    """The layers that the recipe takes, and lines for all others that have parameters of their own."""
+    kinds = tuple(_KINDS[kind] for kind in recipe.types)
+    if recipe.embeddings is not None:
+        kinds = (*kinds, nn.Embedding)
+    chosen, left = [], []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            continue
+        if type(module) not in kinds:
+            known = isinstance(module, (*_KINDS.values(), nn.LayerNorm))
+            why = "left: of another type" if known else "left: qlab has no such layer"
+        elif not recipe.takes(name):
+            why = "left: by its name"
+        elif own[0].numel() < recipe.min_size:
+            why = f"left: below min_size={recipe.min_size}"
+        else:
+            chosen.append(name)
+            continue
+        size = sum(p.numel() * p.element_size() for p in own)
+        left.append(LayerChange(name, type(module).__name__, "", "", why, size, size))
+    if not chosen:
+        there = [f"{name or '(the model)'}: {type(m).__name__}" for name, m in model.named_modules() if list(m.parameters(False))]
+        raise ValueError(f"the recipe ({recipe}) takes no layer of this model; it has {', '.join(there) or 'no parameters'}")
+    return chosen, left
+
+
+def _refuse_shared(model: nn.Module, chosen: list[str]) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            owners.setdefault(id(weight), []).append(name)
+    for names in owners.values():
+        if len(names) > 1 and set(names) & set(chosen):
+            raise ValueError(
+                f"the layers {names} share one weight; quantizing one of them would part them: skip them "
+                f"(skip=({', '.join(map(repr, names))},)), or give each a copy of its own"
+            )
+
+
+def _look(
+    model: nn.Module, recipe: Recipe, chosen: list[str], batches: list[Any] | None
+) -> tuple[dict[str, Inputs], dict[str, StaticRange]]:
+    """Run the calibration: what the methods need of the inputs, and the ranges of static activations."""
+    if batches is None or not recipe.needs_calibration:
+        return {}, {}
+    layers = [name for name in chosen if not isinstance(model.get_submodule(name), nn.Embedding)]
+    observers = {}
+    if recipe.activations is not None and recipe.activations.when == "static":
+        scheme = recipe.activations.scheme
+        kind = OBSERVERS[recipe.activations.observer]
+        observers = {name: kind(symmetric=scheme.zero is None, bits=min(scheme.bits, 16)) for name in layers}
+    names = layers if recipe.method in ("gptq", "awq", "adaround") else []
+    inputs = collect_inputs(model, batches, names, observers=observers)
+    ranges = {}
+    for name, observer in observers.items():
+        try:
+            lowest, highest = observer.range()
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}; leave it out (skip=), or calibrate with batches that reach it") from None
+        assert recipe.activations is not None
+        ranges[name] = static_range(lowest, highest, recipe.activations)
+    return inputs, ranges
+
+
+# --- what is done ----------------------------------------------------------------------------------------------------
+def _quantize_layer(
+    model: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, *, fake: bool
+) -> LayerChange:
+    layer = model.get_submodule(name)
+    before = sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False))
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
+    embedding = isinstance(layer, nn.Embedding)
+    scheme = recipe.embeddings or recipe.weights if embedding else recipe.weights
+    try:
+        stored, input_scale = _codes(weight, scheme, recipe, inputs, embedding=embedding)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r} of shape {tuple(weight.shape)}: {error}") from None
+    new: nn.Module
+    if embedding:
+        new = QuantizedEmbedding(stored, layer.padding_idx)  # type: ignore[arg-type]
+    else:
+        how: dict[str, Any] = {"activations": recipe.activations, "static": static, "input_scale": input_scale, "fake": fake}
+        conv = isinstance(layer, (nn.Conv1d, nn.Conv2d))
+        new = QuantizedConv(layer, stored, **how) if conv else QuantizedLinear(stored, layer.bias, **how)  # type: ignore[arg-type]
+    new.eval()
+    _replace(model, name, new)
+    brought_back = torch.as_tensor(stored.dequantize()).to(weight.device, torch.float64)  # (out, in * kernel)
+    if input_scale is not None:
+        brought_back = brought_back * input_scale.double()
+    noise = float((brought_back - weight.reshape(brought_back.shape).double()).square().sum())
+    sqnr = None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
+    after = sum(b.numel() * b.element_size() for key, b in new.named_buffers() if not key.endswith(("about", "sums")))
+    computes = getattr(new, "extra_repr", str)().rpartition(", ")[2] if not embedding else "rows brought back"
+    return LayerChange(
+        name, type(layer).__name__, str(scheme or "as they are"), "" if embedding else str(recipe.activations or "as they are"),
+        computes, before, after, sqnr,
+    )  # fmt: skip
+
+
+def _codes(
+    weight: Tensor, scheme: Scheme | None, recipe: Recipe, inputs: Inputs | None, *, embedding: bool
+) -> tuple[QTensor, Tensor | None]:
+    """The weight as it is stored, and what the input is multiplied by first."""
+    if scheme is None:
+        raise ValueError("the recipe quantizes inputs only, which qlab's layers do not; give weights, such as 'int16-channel'")
+    flat = weight.reshape(weight.shape[0], -1)  # (out, in * kernel)
+    if embedding or recipe.method == "rtn":
+        return quantize(flat, scheme), None
+    options = dict(recipe.options)
+    if recipe.method != "awq":
+        return _METHODS[recipe.method].quantize_weight(flat, inputs, scheme, **options), None
+    if weight.ndim != 2:
+        raise ValueError("awq scales the inputs of linear layers; take gptq for convolutions, or types=('Linear',)")
+    scales = awq.search_scales(flat, inputs, scheme, **options)
+    return quantize(flat * scales, scheme), 1 / scales
+
+
+def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
+    """All floating-point parameters and buffers rounded to a format; in torch's own dtype where it has one."""
+    assert recipe.dtype is not None
+    result, fmt = copy.deepcopy(model), recipe.dtype
+    own = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(fmt.name)
+    before = {name: p.numel() * p.element_size() for name, p in result.named_parameters()}
+    for tensor in (*result.parameters(), *result.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = cast(tensor.data, fmt)
+    if own is not None:
+        result = result.to(own)
+    result.quantization_changes = [  # type: ignore[assignment]
+        LayerChange(name, "parameter", fmt.name, "", "in that dtype" if own else "rounded", before[name], p.nbytes)
+        for name, p in result.named_parameters()
+    ]
+    result.calibration_hash = None  # type: ignore[assignment]
+    if show:
+        print(quantization_map(result))
+    return result
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    if not name:
+        raise ValueError("the model is itself one layer; put it into an nn.Sequential")
+    setattr(model.get_submodule(parent), last, module)
