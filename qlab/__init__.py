@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qlab import data, show
     from qlab._pieces import get_num_threads, set_num_threads
+    from qlab.model.recipe import RECIPES, Activations, Recipe
+    from qlab.model.transform import quantize_model, quantization_map
     from qlab.number import arithmetic
     from qlab.number.codec import cast, decode, encode
     from qlab.number.explain import Explanation, explain
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "qlab": ("data", "show"),
     "qlab._pieces": ("get_num_threads", "set_num_threads"),
+    "qlab.model.recipe": ("RECIPES", "Activations", "Recipe"),
+    "qlab.model.transform": ("quantize_model", "quantization_map"),
     "qlab.number": ("arithmetic",),
     "qlab.number.codec": ("cast", "decode", "encode"),
     "qlab.number.explain": ("Explanation", "explain"),
@@ -49,11 +53,11 @@ _WHERE = {
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "FORMATS", "SCHEMES", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock", "PerRow", "PerTensor",
-    "QTensor", "Scale", "Scheme", "TableFormat", "arithmetic", "cast", "compare_schemes", "data", "decode", "encode",
-    "error_report", "explain", "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads",
-    "get_scheme", "p3109", "quantize", "rank_formats", "set_language", "set_num_threads", "show", "ulp",
-    "ulp_distance",
+    "FORMATS", "RECIPES", "SCHEMES", "Activations", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock",
+    "PerRow", "PerTensor", "QTensor", "Recipe", "Scale", "Scheme", "TableFormat", "arithmetic", "cast",
+    "compare_schemes", "data", "decode", "encode", "error_report", "explain", "fake_quantize", "format_report",
+    "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "quantization_map", "quantize",
+    "quantize_model", "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
 ]  # fmt: skip
 
 
