@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qlab import data, show
     from qlab._pieces import get_num_threads, set_num_threads
     from qlab.model.recipe import RECIPES, Activations, Recipe
-    from qlab.model.transform import quantize_model, quantization_map
+    from qlab.model.transform import quantization_map, quantize_model
     from qlab.number import arithmetic
     from qlab.number.codec import cast, decode, encode
     from qlab.number.explain import Explanation, explain
