@@ -50,9 +50,18 @@ def parse(text: str) -> Scheme:
     >>> parse("int4-b128-asym").blocks
     PerBlock(size=128, axis=-1)
     """
+    try:
+        return _parse(text)
+    except (TypeError, ValueError) as error:
+        if GRAMMAR in str(error):
+            raise
+        raise ValueError(f"scheme {text!r}: {error}; the notation is {GRAMMAR}") from None
+
+
+def _parse(text: str) -> Scheme:
     head, _, stored = text.partition("/")
     word, *options = head.split("-")
-    fmt = _format(word, text)
+    fmt = _format(word)
     ours = word in _BITSANDBYTES
     blocks: Blocks = PerBlock(64, None) if ours else PerTensor()
     scale, zero, center, order = Scale(reciprocal=ours), None, False, "high_first" if ours else "low_first"
@@ -77,31 +86,23 @@ def parse(text: str) -> Scheme:
         elif option in ("high_first", "low_first"):
             order = option
         else:
-            raise ValueError(f"scheme {text!r}: {option!r} is not of the notation {GRAMMAR}")
+            raise ValueError(f"{option!r} is none of its words")
     if word == "af4" and isinstance(blocks, PerBlock) and isinstance(blocks.size, int):
         fmt = abnormal_float(blocks.size)  # which depends on how many share a scale
     if stored:
-        inner: Format | Scheme = parse(stored) if "-" in stored or "/" in stored else _stored_format(stored, text)
+        inner: Format | Scheme = parse(stored) if "-" in stored or "/" in stored else _stored_format(stored)
         scale = replace(scale, stored=inner)
-    try:
-        return Scheme(fmt, blocks, scale, zero, center, order)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"scheme {text!r}: {error}") from None
+    return Scheme(fmt, blocks, scale, zero, center, order)
 
 
-def _format(word: str, text: str) -> Format | Fitted:
-    if found := codebook(word):
-        return found
-    try:
-        return get_format(_SHORT.get(word, word))
-    except ValueError as error:
-        raise ValueError(f"scheme {text!r}: {error}; the notation is {GRAMMAR}") from None
+def _format(word: str) -> Format | Fitted:
+    return codebook(word) or get_format(_SHORT.get(word, word))
 
 
-def _stored_format(word: str, text: str) -> Format:
-    fmt = _format(word, text)
+def _stored_format(word: str) -> Format:
+    fmt = _format(word)
     if isinstance(fmt, (Fitted, IntFormat)):
-        raise ValueError(f"scheme {text!r}: scales cannot be stored as {word} alone; give it blocks, as in '{word}-b8/f16'")
+        raise ValueError(f"scales cannot be stored as {word} alone; give it blocks, as in '{word}-b8/f16'")
     return fmt
 
 

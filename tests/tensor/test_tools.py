@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import qlab
 from qlab.tensor.blocks import PerAxis, PerBlock, PerTensor, regions, scale_shape
-from qlab.tensor.notation import compose, parse
+from qlab.tensor.notation import GRAMMAR, compose, parse
 from qlab.tensor.packing import pack, packed_size, unpack
 from qlab.tensor.scheme import MX_ROUNDINGS, Scale
 
@@ -145,3 +146,11 @@ def test_each_scale_is_that_of_its_block(case, seed):
     for index in itertools.product(*map(range, shape)):
         scale = qt.scale[block_number(index, shape, blocks)]
         assert values[index] == np.rint(x[index] / scale) * scale
+
+
+@pytest.mark.parametrize(
+    "text", ["int4-b0", "int4-what", "int44-b32", "int4-b32/int8", "nf4-b64-asym", "int4-p10", "int4-b32/nothing", "fp4-min"]
+)
+def test_every_error_of_the_notation_shows_the_grammar(text):
+    with pytest.raises(ValueError, match=re.escape(GRAMMAR)):
+        qlab.get_scheme(text)
