@@ -18,12 +18,15 @@ from qlab.backend.torch_law import decode_law, encode_law
 from qlab.number.bits import FLOAT32, FLOAT64
 from qlab.number.codec import code_dtype
 from qlab.number.formats import FloatFormat, Format, IntFormat
+from qlab.tensor.affine import LEAST, safe_scale
 from qlab.tensor.blocks import regions, scale_shape, scale_table
 from qlab.tensor.clipping import SLACK
+from qlab.tensor.codebooks import FP4_SECOND_ZERO
 from qlab.tensor.packing import packed_size
 from qlab.tensor.qtensor import QTensor
+from qlab.tensor.quantize import filler_of
 from qlab.tensor.quantize import quantize as quantize_by_numpy
-from qlab.tensor.scales import needs_rows, store_in
+from qlab.tensor.scales import _fraction_bits, needs_rows, store_in
 from qlab.tensor.scheme import Fitted, Scale, Scheme
 
 __all__ = ["Coded", "code", "dequantize", "is_made_for", "pack", "quantize", "result_dtype", "unpack", "values_of"]
@@ -60,19 +63,26 @@ def quantize(x: Tensor, scheme: Scheme) -> QTensor:
     """Return what `qlab.quantize` does, on the device of x; the scheme is one that this `is_made_for`."""
     coded = code(x, scheme)
     payload = pack(coded.codes.reshape(-1), scheme.bits, scheme.order)
+    assert not isinstance(scheme.format, Fitted)
+    if filler := filler_of(scheme, scheme.format, x.numel()):
+        payload[-1] |= filler
     zero = coded.zero
     if zero is not None and scheme.zero == "integer":
         zero = zero.to(torch.int16 if scheme.bits <= 8 else torch.int32)
     return QTensor(payload, coded.scale, scheme, tuple(x.shape), result_dtype(x.dtype), zero, coded.offset)
 
 
-def dequantize(qtensor: QTensor) -> Tensor:
-    """Return the values of a QTensor in the float that they are computed in: float32, or float64 for float64."""
+def dequantize(qtensor: QTensor, limit: float | None = None) -> Tensor:
+    """Return the values of a QTensor of any scheme but GGUF's, in float32, or in float64 for a tensor of float64.
+
+    They saturate at `limit`, the largest number of the float that they are for. No value is looked at: this goes through
+    `torch.compile` and `torch.export`, also for a QTensor that is put together there from a module's buffers.
+    """
     kind = torch.float64 if qtensor.dtype is torch.float64 else torch.float32
     count = math.prod(qtensor.shape)
     codes = unpack(qtensor.payload, count, qtensor.scheme.bits, qtensor.scheme.order).reshape(qtensor.shape)
     coded = Coded(codes, qtensor.scale, qtensor.zero, qtensor.offset, None)
-    return values_of(coded, qtensor.scheme, kind)
+    return values_of(coded, qtensor.scheme, kind, limit)
 
 
 # --- codes and values ------------------------------------------------------------------------------------------------
@@ -91,12 +101,9 @@ def code(x: Tensor, scheme: Scheme, *, clipped: bool = False) -> Coded:
         values = values - torch.tensor(offset, dtype=values.dtype, device=x.device)
     parts = [region.view.reshape(*_two_axes(region)) for region in regions(scheme.blocks, values)]
     scale, zero = _scales(x, parts, scheme, fmt, shape)
-    kept: Tensor | QTensor = scale
-    if isinstance(scheme.scale.stored, Scheme):
-        if zero is not None:
-            raise ValueError(f"{scheme}: scales that a scheme stores go with zero=None, or with a GGUF type")
-        kept = quantize(scale, scheme.scale.stored)
-        scale = scale if scheme.scale.late else dequantize(kept)
+    kept, kept_zero = _as_stored(scale, zero, scheme)
+    if not scheme.scale.late:
+        scale, zero = dequantize(kept) if isinstance(kept, QTensor) else kept, kept_zero
     codes = torch.empty(shape, dtype=_code_type(fmt), device=x.device)
     inside = torch.empty(shape, dtype=torch.bool, device=x.device) if clipped else None
     masks = regions(scheme.blocks, inside) if inside is not None else []
@@ -107,14 +114,14 @@ def code(x: Tensor, scheme: Scheme, *, clipped: bool = False) -> Coded:
         into.view[...] = found.reshape(into.view.shape)
         if within is not None:
             masks[number].view[...] = within.reshape(into.view.shape)
-    return Coded(codes, kept, zero, offset, inside)
+    return Coded(codes, kept, kept_zero, offset, inside)
 
 
-def values_of(coded: Coded, scheme: Scheme, kind: torch.dtype) -> Tensor:
-    """Return the values that codes stand for, float32 or float64."""
+def values_of(coded: Coded, scheme: Scheme, kind: torch.dtype, limit: float | None = None) -> Tensor:
+    """Return the values that codes stand for, float32 or float64, saturating at `limit` (or the float's own largest)."""
     fmt, shape = scheme.format, tuple(coded.codes.shape)
     assert not isinstance(fmt, Fitted)
-    device = coded.codes.device
+    limit, offset = torch.finfo(kind).max if limit is None else limit, coded.offset
     scale = (dequantize(coded.scale) if isinstance(coded.scale, QTensor) else coded.scale).to(kind)
     zero = None if coded.zero is None else coded.zero.to(kind)
     values = decode_law(coded.codes, fmt, FLOAT64 if kind is torch.float64 else FLOAT32)
@@ -124,14 +131,33 @@ def values_of(coded: Coded, scheme: Scheme, kind: torch.dtype) -> Tensor:
         if scheme.zero == "integer":
             rows = rows - from_zero
         elif scheme.zero == "min" and fmt.min:
-            rows = rows - torch.tensor(fmt.min, dtype=kind, device=device)
-        rows = rows * _of_region(scale, region, scheme, shape)
-        if scheme.zero == "min":
-            rows = rows + from_zero
-        if coded.offset is not None:
-            rows = rows + torch.tensor(coded.offset, dtype=kind, device=device)
-        region.view[...] = rows.reshape(region.view.shape)
+            rows = rows - fmt.min
+        column, minimum = _of_region(scale, region, scheme, shape), from_zero if scheme.zero == "min" else None
+        half = _halves(column, minimum, offset or 0.0, scheme, limit)
+        rows = rows * (column * half)
+        if minimum is not None:
+            rows = rows + minimum * half
+        if offset is not None:
+            rows = rows + offset * half
+        ends = torch.where(half < 1, limit * half, math.inf)
+        region.view[...] = (torch.clamp(rows, -ends, ends) / half).reshape(region.view.shape)
     return values
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _safe_scale(scheme: Scheme, limit: float) -> float:
+    assert not isinstance(scheme.format, Fitted)
+    return safe_scale(scheme, scheme.format, limit)
+
+
+def _halves(scale: Tensor, minimum: Tensor | None, offset: float, scheme: Scheme, limit: float) -> Tensor:
+    """For each block 1/2 where its values could be too large, else 1, as in `qlab.tensor.affine`: shape (k, 1)."""
+    large = scale.abs() >= _safe_scale(scheme, limit)
+    if minimum is not None:
+        large = large | (minimum.abs() >= limit / 4)
+    if abs(offset) >= limit / 4:
+        large = torch.ones_like(large)
+    return torch.ones_like(scale).masked_fill(large, 0.5)
 
 
 def _two_axes(region: Any) -> tuple[int, int]:
@@ -153,14 +179,18 @@ def _code_type(fmt: Format) -> torch.dtype:
 def _code_rows(
     rows: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, fmt: Format, *, clipped: bool
 ) -> tuple[Tensor, Tensor | None]:
-    column = torch.where(scale == 0, 1.0, scale)
     if scheme.zero == "min":
         assert zero is not None
-        rows = rows - zero
-    scaled = rows / column
+        limit = torch.finfo(scale.dtype).max
+        half = _halves(scale, None, 0.0, scheme, limit)
+        rows, scale = rows * half - zero * half, scale * half
+    column = torch.where(scale == 0, math.inf, scale)
     if scheme.scale.reciprocal:
-        factor = torch.ones_like(column) / column
-        scaled = torch.where(factor.isfinite(), rows * factor, scaled)
+        least = _number(LEAST[str(scale.dtype).removeprefix("torch.")], scale)
+        column = torch.where(column.abs() < least, torch.copysign(least, column), column)
+        scaled = rows * (torch.ones_like(column) / column)
+    else:
+        scaled = rows / column
     if isinstance(fmt, IntFormat):
         scaled = torch.round(scaled)
         if zero is not None:
@@ -175,19 +205,22 @@ def _code_rows(
     deep = isinstance(fmt, FloatFormat) and fmt.emin < -126
     layout = FLOAT64 if deep or scaled.dtype is torch.float64 else FLOAT32
     scaled = scaled.double() if layout is FLOAT64 else scaled
-    return encode_law(scaled.contiguous(), fmt, layout, "nearest_even", "saturate", None), inside
+    codes = encode_law(scaled.contiguous(), fmt, layout, "nearest_even", "saturate", None)
+    if fmt.name == "fp4_bnb":
+        codes = torch.where((codes == 0) & (scaled > 0), FP4_SECOND_ZERO, codes)
+    return codes, inside
 
 
 # --- scales ----------------------------------------------------------------------------------------------------------
 def _scales(
     x: Tensor, parts: list[Tensor], scheme: Scheme, fmt: Format, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | None]:
-    """Find the scale (and the zero) of every block, as they are stored."""
+    """Find the scale (and the zero) of every block."""
     kind, device = parts[0].dtype, x.device
     scale = torch.empty(scale_shape(scheme.blocks, shape), dtype=kind, device=device)
     zero = None if scheme.zero is None else torch.empty_like(scale)
     counted = regions(scheme.blocks, x.contiguous())
-    extents = [(rows.amin(1), rows.amax(1)) for rows in parts]
+    extents = [(rows.amin(1) + 0.0, rows.amax(1) + 0.0) for rows in parts]  # zeros without a sign
     if not all(bool((low.isfinite() & high.isfinite()).all()) for low, high in extents):
         quantize_by_numpy(x.cpu().float().numpy() if x.dtype is torch.bfloat16 else x.cpu().numpy(), scheme)  # which refuses
     for rows, region, (low, high) in zip(parts, counted, extents, strict=True):
@@ -199,11 +232,21 @@ def _scales(
             if table is not None and values is not None:
                 view = scale_table(scheme.blocks, shape, table)[region.at]
                 view[...] = values.reshape(view.shape)
-    stored = scheme.scale.stored
-    if stored is not None and not isinstance(stored, Scheme):
-        scale = store_scales(scale, stored)
-        zero = store_scales(zero, stored, "minimum") if zero is not None and scheme.zero == "min" else zero
     return scale, zero
+
+
+def _as_stored(scale: Tensor, zero: Tensor | None, scheme: Scheme) -> tuple[Tensor | QTensor, Tensor | None]:
+    """Return scales and zeros as their format, or a scheme of their own, stores them."""
+    stored = scheme.scale.stored
+    if stored is None:
+        return scale, zero
+    if isinstance(stored, Scheme):
+        if zero is not None:
+            raise ValueError(f"{scheme}: scales that a scheme stores go with zero=None, or with a GGUF type")
+        return quantize(scale, stored), None
+    if zero is not None and scheme.zero == "min":
+        zero = store_scales(zero, stored, "minimum")
+    return store_scales(scale, stored), zero
 
 
 def _number(value: float, like: Tensor) -> Tensor:
@@ -212,7 +255,7 @@ def _number(value: float, like: Tensor) -> Tensor:
 
 
 def _absmax(low: Tensor, high: Tensor) -> Tensor:
-    return torch.maximum(high, -low)
+    return torch.maximum(high, -low).abs()  # of zeros, plus zero
 
 
 def _not_lost(scale: Tensor, extreme: Tensor) -> Tensor:
@@ -227,7 +270,7 @@ def _by_absmax(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scal
 
 def _by_signed_absmax(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scale) -> Tensor:
     extreme = torch.where(high >= -low, high, low)
-    return _not_lost(extreme / _number(fmt.min, extreme), extreme)
+    return _not_lost(extreme / _number(fmt.min, extreme) + 0.0, extreme)
 
 
 def _by_mean_abs(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scale) -> Tensor:
@@ -251,7 +294,7 @@ def _by_mx(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scale) -
     if scale.rounding == "ceil":
         power = power + (fraction > 0.5)
     elif scale.rounding == "nearest_even":
-        power = power + (fraction + 2.0 ** -((getattr(fmt, "mantissa_bits", None) or 0) + 2) >= 1)
+        power = power + (fraction + 2.0 ** -(_fraction_bits(fmt) + 2) >= 1)
     return _power(power, absmax)
 
 

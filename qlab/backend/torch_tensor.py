@@ -27,7 +27,7 @@ from qlab.backend.torch_ops import _run as _convert
 from qlab.number.codec import Rules
 from qlab.number.formats import get_format
 from qlab.tensor import quantize as by_numpy
-from qlab.tensor.blocks import PerBlock
+from qlab.tensor.blocks import PerBlock, PerRow
 from qlab.tensor.clipping import clips_nothing, fake_quantize_and_inside
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Fitted, Scheme, get_scheme
@@ -71,7 +71,7 @@ def dequantize(qtensor: QTensor, dtype: Any, out: Tensor | None) -> Tensor:
         if kernels is not None and kind is not torch.float64:
             values = kernels.dequantize(qtensor, kind)
         else:
-            values = torch_blocks.dequantize(qtensor)
+            values = torch_blocks.dequantize(qtensor, torch.finfo(kind).max)
     values = _rounded(values, kind)
     return values if out is None else out.copy_(values)
 
@@ -191,18 +191,18 @@ def _with_a_leading_axis(scheme: Scheme, ndim: int) -> Scheme:
     """Return the scheme that does with a batch what this one does with each of its entries."""
     blocks = scheme.blocks
     tile = isinstance(blocks, PerBlock) and isinstance(blocks.size, tuple)
-    apart = isinstance(blocks, PerBlock) and blocks.axis is not None and ndim > tile
+    apart = isinstance(blocks, PerRow) or (isinstance(blocks, PerBlock) and blocks.axis is not None)
+    apart = apart and ndim > tile
     if not apart or scheme.center or isinstance(scheme.format, Fitted):
         raise ValueError(
-            f"{scheme}: vmap is for schemes with blocks along an axis, such as 'int4-b32', which never mix two entries "
-            "of a batch; call it on each entry, or leave vmap out"
+            f"{scheme}: vmap is for schemes with rows or with blocks along an axis, such as 'int4-b32', which never mix two "
+            "entries of a batch; call it on each entry, or leave vmap out"
         )
-    assert isinstance(blocks, PerBlock)
-    if blocks.axis is not None and blocks.axis >= 0:
+    if isinstance(blocks, PerBlock) and blocks.axis is not None and blocks.axis >= 0:
         blocks = replace(blocks, axis=blocks.axis + 1)
     scale = scheme.scale
     if isinstance(scale.stored, Scheme):
-        scale = replace(scale, stored=_with_a_leading_axis(scale.stored, ndim))
+        scale = replace(scale, stored=_with_a_leading_axis(scale.stored, ndim - isinstance(blocks, PerRow)))
     return replace(scheme, blocks=blocks, scale=scale)
 
 
@@ -238,12 +238,16 @@ def portable(x: Tensor, scheme: Scheme, *, clipped: bool) -> tuple[Tensor, Tenso
     """The same by portable torch operations, for schemes that `torch_blocks` is made for."""
     kind = result_dtype(x.dtype)
     coded = torch_blocks.code(x, scheme, clipped=clipped)
-    values = torch_blocks.values_of(coded, scheme, torch.float64 if kind is torch.float64 else torch.float32)
+    wide = torch.float64 if kind is torch.float64 else torch.float32
+    values = torch_blocks.values_of(coded, scheme, wide, torch.finfo(kind).max)
     return _rounded(values, kind), coded.inside
 
 
 def _rounded(values: Tensor, kind: torch.dtype) -> Tensor:
-    """Round to a dtype, once: torch's own way from float64 to the half floats goes through float32."""
+    """Round to a dtype, once (torch's own way from float64 to the half floats goes through float32); numbers saturate."""
+    if values.dtype in (torch.float32, torch.float64) and kind in (torch.float16, torch.bfloat16):
+        limit = torch.finfo(kind).max
+        values = torch.where(values.isfinite(), values.clamp(-limit, limit), values)
     if values.dtype is torch.float64 and kind in (torch.float16, torch.bfloat16):
         values = _convert(values, get_format(_VALUES[kind]), Rules("nearest_even", "ieee", "raise"), None, to_codes=False)
     return values.to(kind)

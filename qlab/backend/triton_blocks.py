@@ -21,7 +21,9 @@ from qlab.backend.torch_law import edges_of
 from qlab.backend.triton_ops import _as_bits, _constants, _decode_piece, _encode_piece
 from qlab.number.bits import FLOAT32
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
-from qlab.tensor.blocks import PerBlock, scale_shape
+from qlab.tensor.affine import LEAST, safe_scale
+from qlab.tensor.blocks import PerBlock, PerRow, scale_shape
+from qlab.tensor.codebooks import FP4_SECOND_ZERO
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Fitted, Scheme
 
@@ -37,13 +39,13 @@ def is_made_for(shape: tuple[int, ...], dtype: torch.dtype, scheme: Scheme) -> b
     blocks, fmt = scheme.blocks, scheme.format
     if isinstance(fmt, Fitted) or scheme.layout or dtype not in _FLOATS:
         return False
-    if not isinstance(blocks, PerBlock) or not isinstance(blocks.size, int):
+    if not shape or math.prod(shape) == 0 or not isinstance(blocks, (PerRow, PerBlock)):
         return False
-    size, last = blocks.size, len(shape) - 1
-    if not shape or not 16 <= size <= 4096 or size & (size - 1) or blocks.axis not in (None, -1, last):
+    size, axis = (blocks.size, blocks.axis) if isinstance(blocks, PerBlock) else (shape[-1], -1)
+    if not isinstance(size, int) or not 16 <= size <= 4096 or size & (size - 1) or axis not in (None, -1, len(shape) - 1):
         return False
-    length = math.prod(shape) if blocks.axis is None else shape[-1]
-    if length == 0 or length % size or scheme.zero is not None or scheme.center or fmt.bits not in (4, 8):
+    length = math.prod(shape) if axis is None else shape[-1]
+    if length % size or scheme.zero is not None or scheme.center or fmt.bits not in (4, 8):
         return False
     if scheme.scale.rule == "mx":
         return scheme.scale.rounding == "floor" and fmt.max >= 1 and _is_held(fmt)
@@ -75,7 +77,8 @@ def _scale_of(absmax, RULE: tl.constexpr, MAX: tl.constexpr, HIGHEST: tl.constex
 def _quantize_kernel(
     x_ptr, scale_ptr, payload_ptr, edges_ptr, cells_ptr, n_blocks, FIND: tl.constexpr, CODE: tl.constexpr,
     RULE: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr, HIGHEST: tl.constexpr, HAS_ZERO: tl.constexpr,
-    RECIPROCAL: tl.constexpr, KIND: tl.constexpr, EDGES: tl.constexpr, BITS: tl.constexpr, HIGH_FIRST: tl.constexpr,
+    RECIPROCAL: tl.constexpr, LEAST: tl.constexpr, KIND: tl.constexpr, EDGES: tl.constexpr, SECOND_ZERO: tl.constexpr,
+    BITS: tl.constexpr, HIGH_FIRST: tl.constexpr,
     M: tl.constexpr, LOWEST: tl.constexpr, MAX_CODE: tl.constexpr, SIGN: tl.constexpr, NEGATIVE_ZERO: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -92,12 +95,12 @@ def _quantize_kernel(
     else:
         scale = tl.load(scale_ptr + rows, mask=there, other=1.0)
     if CODE:
-        column = tl.where(scale == 0, 1.0, scale)[:, None]
+        column = tl.where(scale == 0, float("inf"), scale)[:, None]
         x = bits.to(tl.float32, bitcast=True)
-        scaled = tl.div_rn(x, column)
         if RECIPROCAL:
-            factor = tl.div_rn(1.0, column)
-            scaled = tl.where(factor < float("inf"), x * factor, scaled)
+            scaled = x * tl.div_rn(1.0, tl.where(tl.abs(column) < LEAST, LEAST, column))  # the rule gives no negative scale
+        else:
+            scaled = tl.div_rn(x, column)
         if KIND == "float":
             scaled_bits = scaled.to(tl.int32, bitcast=True)
             codes = _encode_piece(
@@ -110,6 +113,8 @@ def _quantize_kernel(
             codes = (bits & 0) + tl.load(cells_ptr)
             for i in tl.static_range(EDGES):
                 codes = tl.where(scaled >= tl.load(edges_ptr + i), tl.load(cells_ptr + i + 1), codes)
+            if SECOND_ZERO:
+                codes = tl.where((codes == 0) & (scaled > 0), SECOND_ZERO, codes)
         if BITS == 8:
             tl.store(payload_ptr + places, codes.to(tl.uint8), mask=there[:, None])
         else:
@@ -124,7 +129,7 @@ def _dequantize_kernel(
     payload_ptr, scale_ptr, out_ptr, table_ptr, n_blocks, KIND: tl.constexpr, BITS: tl.constexpr, HIGH_FIRST: tl.constexpr,
     SIGNED: tl.constexpr, E: tl.constexpr, M: tl.constexpr, BIAS: tl.constexpr, MAX_CODE: tl.constexpr,
     INFINITY: tl.constexpr, SIGN: tl.constexpr, NAN_AT_MINUS_ZERO: tl.constexpr, STEP_HIGH: tl.constexpr,
-    STEP_LOW: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STEP_LOW: tl.constexpr, SAFE: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = rows < n_blocks
@@ -143,7 +148,10 @@ def _dequantize_kernel(
         values = (((codes ^ half) - half) if SIGNED else codes).to(tl.float32)
     else:
         values = tl.load(table_ptr + codes)
-    values = values * tl.load(scale_ptr + rows, mask=there, other=1.0)[:, None]
+    scale = tl.load(scale_ptr + rows, mask=there, other=1.0)[:, None]
+    values = values * scale
+    saturated = tl.where(values > LIMIT, LIMIT, tl.where(values < -LIMIT, -LIMIT, values))
+    values = tl.where(tl.abs(scale) >= SAFE, saturated, values)
     if out_ptr.dtype.element_ty == tl.int16:  # bfloat16, rounded on its bits: ties to even
         bits = values.to(tl.int32, bitcast=True)
         tl.store(out_ptr + places, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=there[:, None])
@@ -157,7 +165,7 @@ def quantize(x: Tensor, scheme: Scheme) -> QTensor:
     payload = torch.empty(x.numel() * fmt.bits // 8, dtype=torch.uint8, device=x.device)
     scale = torch.empty(scale_shape(scheme.blocks, shape), dtype=torch.float32, device=x.device)
     as_found = stored is None or (scheme.scale.rule == "mx" and stored == _E8M0)
-    at_once = as_found or (scheme.scale.late and isinstance(stored, Scheme))
+    at_once = as_found or scheme.scale.late
     _encode(x, scheme, scale, payload, find=True, code=at_once)
     if not bool(scale.isfinite().all()):
         torch_blocks.code(x, scheme)  # which refuses
@@ -180,12 +188,13 @@ def dequantize(qtensor: QTensor, dtype: torch.dtype) -> Tensor:
     table = torch.zeros(16, dtype=torch.float32)
     if isinstance(fmt, TableFormat):
         table[: len(fmt.table)] = torch.tensor(fmt.table)
-    size, rows = _tile(scheme)
+    size, rows = _tile(scheme, qtensor.shape)
+    limit = torch.finfo(dtype).max
     constants = _constants(fmt if isinstance(fmt, FloatFormat) else _NO_FLOAT)
     _dequantize_kernel[(triton.cdiv(scale.numel(), rows),)](
         qtensor.payload.contiguous(), scale, _as_bits(out), table.to(out.device), scale.numel(), KIND=_kind(fmt),
-        BITS=scheme.bits, HIGH_FIRST=scheme.order == "high_first", SIGNED=fmt.min < 0, ROWS=rows, BLOCK=size,
-        enable_fp_fusion=False, **constants,
+        BITS=scheme.bits, HIGH_FIRST=scheme.order == "high_first", SIGNED=fmt.min < 0, SAFE=safe_scale(scheme, fmt, limit),
+        LIMIT=limit, ROWS=rows, BLOCK=size, enable_fp_fusion=False, **constants,
     )  # fmt: skip
     return out
 
@@ -200,15 +209,16 @@ def _encode(x: Tensor, scheme: Scheme, scale: Tensor, payload: Tensor, *, find: 
     if isinstance(fmt, TableFormat):
         edges, cells = edges_of(fmt, FLOAT32)
     held = fmt if isinstance(fmt, FloatFormat) else _NO_FLOAT
-    size, rows = _tile(scheme)
+    size, rows = _tile(scheme, tuple(x.shape))
     _quantize_kernel[(triton.cdiv(scale.numel(), rows),)](
         _as_bits(x.contiguous()), scale, payload, torch.from_numpy(edges).to(x.device),
         torch.from_numpy(cells.astype(np.int32)).to(x.device), scale.numel(), FIND=find, CODE=code,
         RULE=scheme.scale.rule, MAX=fmt.max, MIN=fmt.min, HIGHEST=math.frexp(fmt.max)[1] - 1,
-        HAS_ZERO=getattr(scheme.scale.stored, "has_zero", True), RECIPROCAL=scheme.scale.reciprocal, KIND=_kind(fmt),
-        EDGES=len(edges), BITS=fmt.bits, HIGH_FIRST=scheme.order == "high_first", M=held.mantissa_bits,
-        LOWEST=128 - held.bias, MAX_CODE=held.max_code, SIGN=held.sign_mask, NEGATIVE_ZERO=held.has_negative_zero,
-        ROWS=rows, BLOCK=size, enable_fp_fusion=False,
+        HAS_ZERO=getattr(scheme.scale.stored, "has_zero", True), RECIPROCAL=scheme.scale.reciprocal, LEAST=LEAST["float32"],
+        KIND=_kind(fmt), EDGES=len(edges), SECOND_ZERO=FP4_SECOND_ZERO if fmt.name == "fp4_bnb" else 0, BITS=fmt.bits,
+        HIGH_FIRST=scheme.order == "high_first", M=held.mantissa_bits, LOWEST=128 - held.bias,
+        MAX_CODE=held.max_code, SIGN=held.sign_mask, NEGATIVE_ZERO=held.has_negative_zero, ROWS=rows,
+        BLOCK=size, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -216,11 +226,11 @@ def _numbers(scale: Tensor | QTensor) -> Tensor:
     return torch_blocks.dequantize(scale) if isinstance(scale, QTensor) else scale
 
 
-def _tile(scheme: Scheme) -> tuple[int, int]:
+def _tile(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the size of a block, and how many of them a program holds."""
-    assert isinstance(scheme.blocks, PerBlock)
-    assert isinstance(scheme.blocks.size, int)
-    return scheme.blocks.size, max(1, TILE // scheme.blocks.size)
+    size = scheme.blocks.size if isinstance(scheme.blocks, PerBlock) else shape[-1]
+    assert isinstance(size, int)
+    return size, max(1, TILE // size)
 
 
 def _kind(fmt: Format) -> str:

@@ -11,7 +11,7 @@ from qlab.number.arrays import numbers
 from qlab.number.formats import IntFormat
 from qlab.tensor.affine import largest_of
 from qlab.tensor.quantize import _fit, _run, _scaled, _values, fake_quantize
-from qlab.tensor.scheme import Scheme, get_scheme
+from qlab.tensor.scheme import Fitted, Scheme, get_scheme
 from qlab.tensor.walk import Place, Walk
 
 __all__ = ["SLACK", "clips_nothing", "fake_quantize_and_inside"]
@@ -22,9 +22,10 @@ SLACK = 4
 
 def clips_nothing(scheme: Scheme) -> bool:
     """Whether the rule itself lets no value lie outside of its block's range."""
-    stored, late = scheme.scale.stored, scheme.scale.late
-    exact = stored is None or (late and isinstance(stored, Scheme))
-    return exact and scheme.scale.rule in ("absmax", "power_of_two")
+    fmt, scale = scheme.format, scheme.scale
+    if isinstance(fmt, Fitted) or -fmt.min < fmt.max:
+        return False  # beyond the last values, or negative
+    return (scale.stored is None or scale.late) and scale.rule in ("absmax", "power_of_two")
 
 
 def fake_quantize_and_inside(x: Any, scheme: str | Scheme) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from qlab.number.arrays import numbers, output
 from qlab.number.codec import code_dtype, encode
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import Format, IntFormat, TableFormat
-from qlab.tensor.affine import from_minimum, largest_of, to_values
+from qlab.tensor.affine import LEAST, from_minimum, largest_of, to_values
 from qlab.tensor.codebooks import FP4_SECOND_ZERO, lloyd_max
 from qlab.tensor.packing import pack, packed_size, unpack
 from qlab.tensor.qtensor import QTensor, scale_values
@@ -26,7 +26,7 @@ from qlab.tensor.scheme import Fitted, Scheme, get_scheme
 from qlab.tensor.store import store_codes
 from qlab.tensor.walk import UNIT, Finish, Place, Plan, Walk, first_element
 
-__all__ = ["dequantize", "fake_quantize", "find_scale", "quantize", "store_codes"]
+__all__ = ["dequantize", "fake_quantize", "filler_of", "find_scale", "quantize", "store_codes"]
 
 
 def quantize(x: Any, scheme: str | Scheme, *, importance: Any = None) -> QTensor:
@@ -99,8 +99,8 @@ def quantize(x: Any, scheme: str | Scheme, *, importance: Any = None) -> QTensor
     scale, zero = _run(step, finish)
     if codes is not None:
         _pack_in_pieces(codes, payload, fmt.bits, scheme.order)
-    if scheme.scale.reciprocal and fmt.bits == 4 and array.size % 2:
-        payload[-1] |= int(encode(0.0, fmt))  # bitsandbytes fills up with zeros, and these with their code
+    if filler := filler_of(scheme, fmt, array.size):
+        payload[-1] |= filler
     fitted = isinstance(scheme.format, Fitted)
     stored = replace(scheme, format=fmt) if fitted else scheme
     if zero is not None and scheme.zero == "integer":
@@ -155,9 +155,7 @@ def dequantize(qtensor: QTensor, *, dtype: Any = None, out: Any = None) -> Any:
             np.subtract(rows, zero[:, None], out=rows)
         elif shift:
             np.subtract(rows, shift, out=rows)
-        to_values(rows, scale, zero if scheme.zero == "min" else None, scheme, fmt, limit, rows)
-        if qtensor.offset is not None:
-            np.add(rows, work_kind.type(qtensor.offset), out=rows)
+        to_values(rows, scale, zero if scheme.zero == "min" else None, scheme, fmt, limit, rows, offset=qtensor.offset)
         if not straight:
             view[...] = rows.reshape(view.shape)
 
@@ -274,7 +272,7 @@ def _scaled(rows: Array, scale: Array, step: Walk, scratch: Scratch) -> Array:
     column = np.where(scale == 0, step.kind.type(np.inf), scale)[:, None]
     if not step.scheme.scale.reciprocal:
         return np.divide(rows, column, out=out).reshape(-1)
-    least = step.kind.type(1e-38 if step.kind == np.float32 else 1e-307)  # bitsandbytes' own: reciprocals stay finite
+    least = step.kind.type(LEAST[step.kind.name])
     return np.multiply(rows, 1 / np.where(np.abs(column) < least, np.copysign(least, column), column), out=out).reshape(-1)
 
 
@@ -323,10 +321,8 @@ def _values(rows: Array, scale: Array, zero: Array | None, into: Array, limit: f
         values = scratch("rounded rows", step.kind, rows.size)
         step.rounder.cast(_scaled(rows, scale, step, scratch), values, scratch)
         values = values.reshape(rows.shape)
-    result = into.reshape(rows.shape)
-    to_values(values, scale, zero if step.scheme.zero == "min" else None, step.scheme, step.fmt, limit, result)
-    if step.offset is not None:
-        np.add(result, step.kind.type(step.offset), out=result)
+    zero = zero if step.scheme.zero == "min" else None
+    to_values(values, scale, zero, step.scheme, step.fmt, limit, into.reshape(rows.shape), offset=step.offset)
 
 
 def _unpacker(fmt: Format, order: str, kind: np.dtype[Any]) -> Callable[[Array, int, Array, Scratch], None]:
@@ -384,6 +380,13 @@ def _fit(array: Array, scheme: Scheme) -> tuple[Format, Scheme]:
         return TableFormat(scheme.format.name, (0.0, float(scaled.flat[0]) or 1.0)), scheme
     values = np.array(lloyd_max(scaled, scheme.format.bits).table, np.float32)
     return TableFormat(scheme.format.name, values.tolist()), scheme
+
+
+def filler_of(scheme: Scheme, fmt: Format, count: int) -> int:
+    """Return what the last byte holds beside the last code: bitsandbytes fills up with zeros, and these with their code."""
+    if not scheme.scale.reciprocal or fmt.bits != 4 or count % 2 == 0:
+        return 0
+    return int(encode(0.0, fmt)) << (4 if scheme.order == "low_first" else 0)
 
 
 def _pack_in_pieces(codes: Array, payload: Array, bits: int, order: str) -> None:

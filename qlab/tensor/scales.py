@@ -55,7 +55,8 @@ def extent_of(rows: Array, scheme: Scheme, scratch: Scratch) -> Extent:
     magnitudes = None
     if scheme.scale.rule == "mean_abs":
         magnitudes = np.abs(rows).sum(axis=1, dtype=np.float64)
-    return Extent(*row_extremes(rows, scratch), magnitudes, rows.shape[1])
+    lowest, highest = row_extremes(rows, scratch)
+    return Extent(lowest + 0.0, highest + 0.0, magnitudes, rows.shape[1])  # zeros without a sign
 
 
 def find_scales(extent: Extent, rows: Array | None, scheme: Scheme, fmt: Format) -> tuple[Array, Array | None]:
@@ -89,7 +90,7 @@ def _absmax(extent: Extent, fmt: Format, scale: Scale) -> Array:
 def _signed_absmax(extent: Extent, fmt: Format, scale: Scale) -> Array:
     """The value of the largest magnitude becomes the lowest of the format (of two alike, the positive one)."""
     extreme = np.where(extent.highest >= -extent.lowest, extent.highest, extent.lowest)
-    return _not_lost(extreme / extent.highest.dtype.type(fmt.min), extreme)
+    return _not_lost(extreme / extent.highest.dtype.type(fmt.min) + 0.0, extreme)
 
 
 def _mean_abs(extent: Extent, fmt: Format, scale: Scale) -> Array:

@@ -75,7 +75,8 @@ class Scale:
     reciprocal : bool
         Multiply by the reciprocal of the scale instead of dividing by the scale, as bitsandbytes does.
     late : bool
-        Whether codes are found by the scale before it is rounded to what is stored (bitsandbytes), or after.
+        Whether codes are found by the scale (and minimum) before it is rounded to what is stored (bitsandbytes), or
+        after.
     """
 
     rule: str = "absmax"
@@ -116,6 +117,11 @@ class Scheme:
     layout : str, optional
         The name of a GGUF type: its bytes, its search for scales.
 
+    Attributes
+    ----------
+    name : str
+        What `get_scheme` was asked for; "" for a scheme that is made in another way, `dataclasses.replace` among them.
+
     Examples
     --------
     >>> import qlab
@@ -132,7 +138,7 @@ class Scheme:
     center: bool = False
     order: str = "low_first"
     layout: str | None = None
-    name: str = field(default="", compare=False)
+    name: str = field(default="", init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.format, Fitted):
@@ -211,7 +217,7 @@ class SchemeTable(Mapping[str, Scheme]):
     def __getitem__(self, name: str) -> Scheme:
         if name not in self._made:
             layout = name.removesuffix("_gguf") if name in self._gguf else None
-            self._made[name] = replace(_parse_once(self._notation[name]), layout=layout, name=name)
+            self._made[name] = _called(replace(_parse_once(self._notation[name]), layout=layout), name)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -283,7 +289,13 @@ def get_scheme(scheme: str | Scheme) -> Scheme:
 def _parse_once(text: str) -> Scheme:
     from qlab.tensor.notation import parse
 
-    return replace(parse(text), name=text)
+    return _called(parse(text), text)
+
+
+def _called(scheme: Scheme, name: str) -> Scheme:
+    """Give a scheme that was just made its name."""
+    object.__setattr__(scheme, "name", name)
+    return scheme
 
 
 @lru_cache(maxsize=64)

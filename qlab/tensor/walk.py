@@ -164,10 +164,7 @@ class Walk(Plan):
         if known:
             s, z = self.take(scale, region, place), None if zero is None else self.take(zero, region, place)
         else:
-            s, z = self._scales(extent_of(rows, self.scheme, scratch), rows)
-            self.put(scale, region, place, s)
-            if zero is not None and z is not None:
-                self.put(zero, region, place, z)
+            s, z = self._keep(self._scales(extent_of(rows, self.scheme, scratch), rows), scale, zero, region, place)
         if finish is not None:
             finish(rows, s, z, region, place, scratch)
 
@@ -188,11 +185,9 @@ class Walk(Plan):
             for other in extents[1:]:
                 extent = extent.joined(other)
             rows = self.load(region, (*block, *(slice(0, n) for n in inside)), Scratch()) if needs_rows(self.scheme) else None
-            s, z = self._scales(extent, rows)
-            self.put(scale, region, block, s)
-            if zero is not None and z is not None:
-                self.put(zero, region, block, z)
-        s, z = self.take(scale, region, block), None if zero is None else self.take(zero, region, block)
+            s, z = self._keep(self._scales(extent, rows), scale, zero, region, block)
+        else:
+            s, z = self.take(scale, region, block), None if zero is None else self.take(zero, region, block)
         if finish is not None:
             done = finish
             in_threads(jobs, lambda n, place, scratch: done(self.load(n, place, scratch), s, z, n, place, scratch))
@@ -200,13 +195,21 @@ class Walk(Plan):
     def _scales(self, extent: Extent, rows: Array | None) -> tuple[Array, Array | None]:
         if not (np.isfinite(extent.highest).all() and np.isfinite(extent.lowest).all()):
             self.refuse()
-        scale, zero = find_scales(extent, rows if needs_rows(self.scheme) else None, self.scheme, self.range)
+        return find_scales(extent, rows if needs_rows(self.scheme) else None, self.scheme, self.range)
+
+    def _keep(
+        self, found: tuple[Array, Array | None], scale: Array, zero: Array | None, region: int, place: Place
+    ) -> tuple[Array, Array | None]:
+        """Put scales and zeros where they are kept, as their format stores them; return those that codes are found by."""
+        s, z = found
         stored = self.scheme.scale.stored
-        if isinstance(stored, Scheme) or stored is None:
-            return scale, zero
-        if zero is not None and self.scheme.zero == "min":
-            zero = store_in(zero, stored, "minimum")
-        return store_in(scale, stored), zero
+        if stored is not None and not isinstance(stored, Scheme):
+            s = store_in(s, stored)
+            z = store_in(z, stored, "minimum") if z is not None and self.scheme.zero == "min" else z
+        self.put(scale, region, place, s)
+        if zero is not None and z is not None:
+            self.put(zero, region, place, z)
+        return found if self.scheme.scale.late else (s, z)
 
 
 def first_element(place: Place, each: int) -> int:

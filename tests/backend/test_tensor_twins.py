@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 import qlab
 from qlab.backend import torch_blocks, torch_tensor
 from qlab.number.formats import TableFormat
-from qlab.tensor.clipping import fake_quantize_and_inside
+from qlab.tensor.clipping import clips_nothing, fake_quantize_and_inside
 from qlab.tensor.packing import pack
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import SCHEMES, Fitted
@@ -22,10 +24,12 @@ NOTATIONS = [
     "int4-b32-asym", "uint4-b32-min/f16", "int3-b16-signed/f16", "int5-axis1-pow2", "uint3-b8-asym/bf16", "int8-b7-mean/e4m3",
     "fp4-b4x6-mx_up/e8m0", "int2-b32-mx_nearest_even/e8m0", "e3m2-b32-mx_ceil/e8m0", "nf4-b32-dq", "int6-flat19-center",
     "af4-b32", "int4-b16/uint6-b4-min/f16", "posit8-b32", "int12-channel-high_first", "int4-channel-mse", "int4-b32-p99",
-    "e5m2-channel-reciprocal", "dynamic8-flat16", "float8_e8m0fnu",
+    "e5m2-channel-reciprocal", "dynamic8-flat16", "float8_e8m0fnu", "int8-row", "int8-row-asym", "e4m3-row",
+    "int4-b32-late/f16", "uint4-b32-min-late/f16", "fp4_bnb-b5", "nf4-b5-low_first",
+    "mxint8-b32-mx_nearest_even/e8m0", "int5-b4-mx_nearest_even",
 ]  # fmt: skip
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SHAPES = [(6, 70), (2, 3, 64), (65,)]
+SHAPES = [(6, 70), (2, 3, 64), (65,)]  # the last with an odd number of codes
 
 
 def inputs(shape, dtype, seed=0):
@@ -42,9 +46,10 @@ def expected(scheme, x):
         stored = qlab.quantize(as_numpy(x), scheme)
     except ValueError as error:
         return None, None, str(error)
-    kind = stored.dtype if x.dtype is torch.bfloat16 else None
-    rounded = qlab.fake_quantize(as_numpy(x), scheme)
-    return stored, torch.from_numpy(np.asarray(rounded, kind)).to(x.dtype), ""
+    if x.dtype is torch.bfloat16:
+        rounded = np.asarray(qlab.fake_quantize(as_numpy(x).astype(ml_dtypes.bfloat16), scheme))
+        return stored, torch.from_numpy(rounded.view(np.int16)).view(torch.bfloat16), ""
+    return stored, torch.from_numpy(np.asarray(qlab.fake_quantize(as_numpy(x), scheme))).to(x.dtype), ""
 
 
 def same_bits(a, b):
@@ -103,7 +108,7 @@ def test_every_way_to_the_last_bit(way, name):
             assert ours.dtype is dtype
             assert same_bits(values, rounded), (shape, dtype)
             assert same_bits(ours.dequantize(), rounded), (shape, dtype)
-            by_torch = torch_blocks.dequantize(ours)
+            by_torch = torch_blocks.dequantize(ours, torch.finfo(dtype).max)
             assert same_bits(torch_tensor._rounded(by_torch, dtype), rounded), (shape, dtype)
 
 
@@ -111,6 +116,25 @@ def test_only_searches_and_what_is_fitted_go_by_way_of_the_cpu():
     x = inputs((6, 70), torch.float32)
     apart = [name for name in [*NAMES, *NOTATIONS] if not torch_blocks.is_made_for(x, qlab.get_scheme(name))]
     assert apart == ["kmeans4", "int4-channel-mse", "int4-b32-p99"]
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-b32", "nf4", "int8-row-asym", "e4m3-row", "mxfp4", "int4-b8-signed/f16"])
+def test_zeros_of_both_signs(name):
+    for x in (torch.zeros(2, 64), -torch.zeros(2, 64), torch.tensor([0.0, -0.0]).repeat(64).reshape(2, 64)):
+        stored, rounded, _ = expected(name, x)
+        for way in WAYS.values():
+            ours, values = way(x, qlab.get_scheme(name))
+            same_stored(ours, stored)
+            assert same_bits(values, rounded)
+
+
+def test_the_second_zero_of_fp4():
+    x = inputs((4, 64), torch.float32)
+    x[:, ::3] *= 1e-4
+    stored = qlab.quantize(x.numpy(), "fp4_bnb")
+    assert 10 < (stored.codes() == 8).sum() < 80
+    for way in WAYS.values():
+        same_stored(way(x, qlab.get_scheme("fp4_bnb"))[0], stored)
 
 
 HARD = {
@@ -133,6 +157,59 @@ def test_at_the_ends_of_the_range(name, factor):
         ours, values = way(x, qlab.get_scheme(name))
         same_stored(ours, stored)
         assert same_bits(values, rounded)
+
+
+@pytest.mark.parametrize("name", [
+    "int4-b16-mx_up", "e4m3-b16/e4m3", "fp4-b16-pow2", "int3-b16-signed", "int8-row-asym", "uint2-b16-min", "nf4",
+    "uint8-flat48-min-center",
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_saturate(name, dtype):
+    largest = torch.finfo(dtype).max
+    x = (torch.rand(6, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1) * largest
+    x[0], x[1, ::2], x[3, 5], x[4] = largest, -largest, largest, x[4].abs() / 1.5
+    if "/e4m3" in name:
+        x = x * min(1, 448 * 448 / largest)
+    if "center" in name:
+        x = x * min(1, 1e36 / largest)  # the mean is kept as float32
+    x, scheme = x.to(dtype), qlab.get_scheme(name)
+    for source in (x, x.abs() * 0.999):
+        stored, rounded, error = expected(scheme, source)
+        assert not error
+        for way in WAYS.values():
+            ours, values = way(source, scheme)
+            same_stored(ours, stored)
+            assert values.isfinite().all()
+            assert same_bits(values, rounded)
+            for target in (torch.float16, torch.bfloat16, torch.float32):
+                by_torch = torch_tensor._rounded(torch_blocks.dequantize(ours, torch.finfo(target).max), target)
+                assert same_bits(ours.dequantize(dtype=target), by_torch)
+                assert by_torch.isfinite().all() or dtype is torch.float64
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_k", "q6_k", "mxfp4_gguf"])
+def test_gguf_types_go_through_numpy(name):
+    for dtype in (*DTYPES, torch.int16):
+        x = (inputs((3, 300), torch.float32) * 20).to(dtype)
+        stored, rounded, error = expected(qlab.get_scheme(name), x)
+        assert not error
+        ours = qlab.quantize(x, name)
+        assert isinstance(ours.payload, torch.Tensor)
+        assert same_bits(ours.payload, stored.payload)
+        assert ours.ledger() == stored.ledger()
+        kind = torch_blocks.result_dtype(dtype)
+        assert ours.dtype is kind
+        expected_values = rounded if dtype.is_floating_point else torch.from_numpy(stored.dequantize())
+        for values in (ours.dequantize(), qlab.fake_quantize(x, name), ours.dequantize(out=torch.empty(3, 300, dtype=kind))):
+            assert same_bits(values, expected_values)
+    weights = torch.arange(300.0) % 7
+    by_numpy = qlab.quantize(x.numpy(), name, importance=weights.numpy())
+    assert same_bits(qlab.quantize(x, name, importance=weights).payload, by_numpy.payload)
+    leaf = inputs((2, 256), torch.float32).requires_grad_()
+    qlab.fake_quantize(leaf, name).sum().backward()
+    assert (leaf.grad == 1).all()
+    with pytest.raises(ValueError, match="gradient='pass'"):
+        qlab.fake_quantize(leaf, name, gradient="clipped")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -291,6 +368,59 @@ def test_compiles_without_graph_break(scheme, gradient):
     assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
+class Activations(torch.nn.Module):
+    def forward(self, x):
+        return qlab.fake_quantize(x, "int8-row-asym") * 2
+
+
+class Weights(torch.nn.Module):
+    """A QTensor as buffers, put together again in each forward."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.scheme, self.shape, self.dtype, self.offset = stored.scheme, stored.shape, stored.dtype, stored.offset
+        self.register_buffer("payload", stored.payload)
+        self.register_buffer("zero", stored.zero)
+        if isinstance(stored.scale, QTensor):
+            self.scale = Weights(stored.scale)
+        else:
+            self.register_buffer("scale", stored.scale)
+
+    def qtensor(self):
+        scale = self.scale.qtensor() if isinstance(self.scale, Weights) else self.scale
+        return QTensor(self.payload, scale, self.scheme, self.shape, self.dtype, self.zero, self.offset)
+
+    def forward(self, x):
+        return x @ torch_blocks.dequantize(self.qtensor()).t()
+
+
+def through_compile(module, x):
+    torch._dynamo.reset()
+    return torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+
+
+def through_export(module, x, strict):
+    return torch.export.export(module, (x,), strict=strict).module()(x)
+
+
+GRAPHS = {
+    "compile": through_compile,
+    "export": partial(through_export, strict=False), "strict export": partial(through_export, strict=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+@pytest.mark.parametrize("name", [None, "int8-channel", "int4-b32/f16", "nf4", "nf4-dq", "mxfp4", "uint3-b7-min/f16"])
+def test_modules_compile_and_export(graph, name):
+    x = inputs((8, 64), torch.float32)
+    if name is None:
+        module, result = Activations(), qlab.fake_quantize(x, "int8-row-asym") * 2
+    else:
+        stored = qlab.quantize(inputs((48, 64), torch.float32, 1), name)
+        module, result = Weights(stored), x @ stored.dequantize().t()
+    assert torch.equal(graph(module, x), result)
+
+
 def test_a_compiled_function_notices_another_scheme():
     x = inputs((8, 64), torch.float32)
     torch._dynamo.reset()
@@ -324,8 +454,9 @@ def test_schemes_without_a_notation_are_kept_once():
     assert torch_tensor._text_of(ODD) == torch_tensor._text_of(replace(ODD))
     assert torch_tensor._scheme_of(torch_tensor._text_of(ODD)) == ODD
     assert torch_tensor._text_of(qlab.get_scheme("nvfp4")) == "nvfp4"
-    renamed = replace(qlab.get_scheme("int8"), blocks=qlab.PerAxis(0))  # still called int8
-    assert torch_tensor._scheme_of(torch_tensor._text_of(renamed)) == renamed
+    changed = replace(qlab.get_scheme("int8"), blocks=qlab.PerAxis(0))
+    assert str(changed) == "int8-channel"
+    assert torch_tensor._scheme_of(torch_tensor._text_of(changed)) == changed
 
 
 def test_autocast():
@@ -341,7 +472,7 @@ def test_autocast():
 
 def test_torch_func():
     x = inputs((4, 5, 64), torch.float32)
-    for name in ("int4-b32", "nf4-b32-mse", "mxfp4", "int4-b4x8", "int4-b8/f16"):
+    for name in ("int4-b32", "nf4-b32-mse", "mxfp4", "int4-b4x8", "int4-b8/f16", "int8-row-asym", "int8-row/uint6-b4-min/f16"):
         blocks = replace(qlab.get_scheme(name), blocks=qlab.PerBlock(16)) if name.startswith("nf4") else qlab.get_scheme(name)
         each = torch.stack([qlab.fake_quantize(entry, blocks) for entry in x])
         assert torch.equal(torch.vmap(lambda t, s=blocks: qlab.fake_quantize(t, s))(x), each)
@@ -370,15 +501,19 @@ def test_vmap_refuses_what_mixes_entries(name):
 
 
 def test_vmap_refuses_blocks_that_an_entry_has_no_room_for():
-    with pytest.raises(ValueError, match="never mix"):
-        torch.vmap(lambda t: qlab.fake_quantize(t, "int4-b4"))(torch.ones(8))
+    for name in ("int4-b4", "int4-row"):
+        with pytest.raises(ValueError, match="never mix"):
+            torch.vmap(lambda t, s=name: qlab.fake_quantize(t, s))(torch.ones(8))
     with pytest.raises(ValueError, match="never mix"):
         torch.vmap(lambda t: qlab.fake_quantize(t, "int4-b4x4"))(torch.ones(8, 8))
 
 
 def test_what_the_rules_do_not_clip_is_inside():
-    for name in ("nf4", "e4m3-b32", "int8_channel", "fp4-b32-pow2"):
+    for name in ("nf4", "e4m3-b32", "int8_channel", "fp4-b32-pow2", "int4-b32-late/f16"):
+        assert clips_nothing(qlab.get_scheme(name))
         assert fake_quantize_and_inside(inputs((64, 64), torch.float32), name)[1].all()
+    x = inputs((4, 64), torch.float32)
+    assert torch.equal(gradient_of(x, "uint8-b64", "clipped", 1), (x * 255 >= -x.abs().amax(1, True) / 2).float())
 
 
 def test_scales_below_their_format_and_boundaries_at_a_value():

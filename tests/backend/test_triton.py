@@ -18,7 +18,8 @@ FORMATS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float4_e2m1fn", "
 
 
 SCHEMES = ["nf4", "fp4_bnb", "int8-b128", "int4_b32", "mxfp4", "mxfp8_e4m3", "nvfp4",
-           "nf4_dq", "af4-b128", "int4-b32/f16", "uint8-b64", "int4-b4096-high_first", "fp4-b16/e4m3"]  # fmt: skip
+           "nf4_dq", "af4-b128", "int8-row", "int4-b32/f16", "int4-b32-late/f16",
+           "uint8-b64", "int4-b4096-high_first", "fp4-b16/e4m3"]  # fmt: skip
 
 
 def run(device: str, names: list[str], check: Path = CHECK, **environment: str) -> str:

@@ -35,7 +35,7 @@ def compare(found, expected, what):
 
 def inputs(scheme, dtype):
     """Rows of normals of many magnitudes, zeros of both signs, ties, and values just under and at a power of two."""
-    size = scheme.blocks.size
+    size = getattr(scheme.blocks, "size", 32)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 3, 2 * size)).astype(np.float32))
     x[1] *= 2.0 ** torch.arange(-12, 12).repeat_interleave(size // 4 + 1)[: 2 * size]
     x[2, 0] = 0
@@ -80,6 +80,7 @@ def main(device: str, names: list[str]) -> None:
         ("nf4", (3, 5), torch.float32), ("int4_b32", (64, 48), torch.float32), ("int8-b128", (2, 128), torch.float64),
         ("int4-b32-asym", (4, 64), torch.float32), ("int4-b8", (4, 64), torch.float32), ("int8", (64,), torch.float32),
         ("mxint8", (4, 64), torch.float32), ("int4-b32-mse", (4, 64), torch.float32), ("int5-b32", (4, 64), torch.float32),
+        ("int8-row", (4, 48), torch.float32), ("int8-row-asym", (4, 64), torch.float32),
     ):  # fmt: skip
         assert not triton_blocks.is_made_for(shape, dtype, qlab.get_scheme(name)), name
     print(f"{checked} comparisons of {len(names)} schemes on {device}")

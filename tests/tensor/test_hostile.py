@@ -144,7 +144,7 @@ REFUSALS = [
     (lambda x: qlab.quantize(x, "int8").dequantize(out=np.broadcast_to(np.float32(0), (4, 4))), ValueError, "writable"),
     (lambda x: qlab.quantize(x, "int8").dequantize(dtype=np.int8), ValueError, "float16, bfloat16, float32 or float64"),
     (lambda x: qlab.quantize(x, "int8").dequantize(dtype=complex), ValueError, "float16, bfloat16, float32 or float64"),
-    (lambda x: qlab.quantize(x, "int4-b32-foo"), ValueError, "'foo' is none of its words; the notation is FORMAT[-BLOCKS][-OPTION...]"),
+    (lambda x: qlab.quantize(x, "int4-b32-foo"), ValueError, "'foo' is none of its words; the notation is FORMAT[-BLOCKS]"),
     (lambda x: qlab.quantize(x, "wrong"), ValueError, "FORMAT[-BLOCKS][-OPTION...]"),
     (lambda x: qlab.quantize(x, "int4-b0"), ValueError, "positive integer"),
     (lambda x: qlab.quantize(x, "int4-b32/int8"), ValueError, "'int8-b8/f16'"),

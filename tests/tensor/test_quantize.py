@@ -1,7 +1,12 @@
-"""The first brick of the algebra: fake_quantize by a scheme, and the integer product."""
+"""The first brick of the algebra: fake_quantize by a scheme, and the integer product; late scales, names, saturation."""
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -81,3 +86,109 @@ def test_refusals(act, error, message):
     with pytest.raises(error) as caught:
         act()
     assert message in str(caught.value)
+
+
+def normals(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_late_scales_are_rounded_after_the_codes_are_found():
+    x = normals(40, 64)
+    blocks = x.reshape(40, 2, 32)
+    scale = np.abs(blocks).max(axis=2) / np.float32(7)
+    stored = scale.astype(np.float16).astype(np.float32)
+    for name, by in (("int4-b32-late/f16", scale), ("int4-b32/f16", stored)):
+        qt = qlab.quantize(x, name)
+        codes = np.rint(blocks / by[..., None]).clip(-8, 7)
+        assert np.array_equal(qt.codes().astype(np.int8), codes.reshape(40, 64).astype(np.int8) & 15)
+        assert np.array_equal(qt.scale, stored)
+        assert np.array_equal(qlab.fake_quantize(x, name), (codes * stored[..., None]).reshape(40, 64))
+    assert (qlab.quantize(x, "int4-b32-late/f16").codes() != qlab.quantize(x, "int4-b32/f16").codes()).any()
+
+
+def test_late_minima_too():
+    x = normals(40, 64)
+    blocks = x.reshape(40, 2, 32)
+    low = blocks.min(axis=2)
+    scale = (blocks.max(axis=2) - low) / np.float32(15)
+    codes = np.rint((blocks - low[..., None]) / scale[..., None]).clip(0, 15).astype(np.uint8)
+    qt = qlab.quantize(x, "uint4-b32-min-late/f16")
+    assert np.array_equal(qt.codes(), codes.reshape(40, 64))
+    assert np.array_equal(qt.zero, low.astype(np.float16).astype(np.float32))
+
+
+def test_late_in_a_block_longer_than_a_piece():
+    x = normals(3 << 17)
+    scale = np.abs(x).max() / np.float32(32767)
+    qt = qlab.quantize(x, "int16-late/bf16")
+    assert np.array_equal(qt.codes().astype(np.int16), np.rint(x / scale).astype(np.int16))
+    assert qt.scale == scale.astype(ml_dtypes.bfloat16)
+    assert qt.scale != scale
+
+
+def test_a_changed_scheme_loses_its_name():
+    named = qlab.get_scheme("int8")
+    changed = replace(named, blocks=qlab.PerAxis(1))
+    assert (named.name, str(named), changed.name, str(changed)) == ("int8", "int8", "", "int8-axis1")
+    assert repr(changed) == "get_scheme('int8-axis1')"
+    assert str(replace(qlab.get_scheme("mxfp4"), layout=None)) == "fp4-b32-mx/e8m0"
+    assert copy.deepcopy(named).name == pickle.loads(pickle.dumps(named)).name == "int8"
+    assert (qlab.get_scheme("int8").name, qlab.SCHEMES["int8"].name) == ("int8", "int8")
+    assert replace(named) == named
+    with pytest.raises(TypeError):
+        qlab.Scheme("int8", name="mine")
+
+
+@pytest.mark.parametrize("order", ["", "-low_first"])
+def test_an_odd_number_of_codes_with_reciprocals(order):
+    x = normals(5)
+    qt = qlab.quantize(x, f"nf4{order}")
+    table = np.array(qt.scheme.format.table, np.float32)
+    nearest = np.abs(x / np.abs(x).max() - table[:, None]).argmin(axis=0)
+    assert np.array_equal(qt.codes(), nearest)
+    last = int(qt.payload[-1])
+    assert (last & 15 if order == "" else last >> 4) == 7  # the code of zero
+
+
+def test_values_saturate_whatever_lies_beside_them():
+    """Near float16's end what a block gives does not depend on the other blocks."""
+    x = np.float32([[1e6, 1e6 + 1], [3e5, -3e5]])
+    alone = qlab.quantize(x[:1], "uint8-row-min").dequantize(dtype=np.float16)
+    together = qlab.quantize(x, "uint8-row-min").dequantize(dtype=np.float16)
+    assert alone.tolist() == together[:1].tolist() == [[65504, 65504]]
+    assert together[1].tolist() == [65504, -65504]
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_k", "q6_k", "mxfp4_gguf"])
+@pytest.mark.parametrize("columns", [512, 300])
+def test_gguf_values_are_written_to_out(name, columns):
+    qt = qlab.quantize(normals(4, columns), name)
+    values = qt.dequantize()
+    for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+        for out in (np.empty((4, columns), dtype), np.empty((columns, 4), dtype).T):
+            assert qt.dequantize(dtype=dtype, out=out) is out
+            assert np.array_equal(out, values.astype(dtype))
+    with pytest.raises(ValueError, match="out is"):
+        qt.dequantize(out=np.empty(3, np.float32))
+
+
+def test_gguf_values_need_no_second_copy():
+    import tracemalloc
+
+    qt = qlab.quantize(normals(64, 1 << 16), "q8_0")
+    out = np.empty(qt.shape, np.float32)
+    qt.dequantize(out=out)
+    tracemalloc.start()
+    qt.dequantize(out=out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < out.nbytes / 4
+
+
+def test_gguf_values_saturate_and_bfloat16_comes_in():
+    top = np.full((1, 32), 65504, np.float16)
+    assert (qlab.fake_quantize(top, "q8_0") == 65504).all()
+    x = normals(2, 256).astype(ml_dtypes.bfloat16)
+    qt = qlab.quantize(x, "q4_k")
+    assert np.array_equal(qt.payload, qlab.quantize(x.astype(np.float32), "q4_k").payload)
+    assert qt.dequantize().dtype == ml_dtypes.bfloat16

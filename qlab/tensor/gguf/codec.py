@@ -10,10 +10,11 @@ import numpy as np
 
 from qlab._check import unknown_name
 from qlab._pieces import Array, Scratch, walk
+from qlab.tensor.affine import largest_of
 from qlab.tensor.gguf import i_quants, k_quants, legacy
 from qlab.tensor.gguf.layouts import LAYOUTS
 
-__all__ = ["GGUF_TYPES", "GGUFType", "decode_gguf", "encode_gguf"]
+__all__ = ["GGUF_TYPES", "GGUFType", "decode_blocks", "decode_gguf", "encode_gguf"]
 
 PIECE = 1 << 17
 """Elements in a piece: an encoder holds a dozen arrays of that many."""
@@ -185,12 +186,21 @@ def decode_gguf(payload: Any, name: str) -> Array:
         "payload", payload, kind.type_size, f"{name} has {kind.type_size} bytes a block", "check the name, and that no bytes miss"
     )
     values = np.empty((len(rows), kind.block), np.float32)
+    decode_blocks(rows, kind, values)
+    return values.reshape(*payload.shape[:-1], payload.shape[-1] // kind.type_size * kind.block)
+
+
+def decode_blocks(rows: Array, kind: GGUFType, out: Array) -> None:
+    """Write the values of blocks, uint8 (n, type_size), to floats of any width, (n, block); finite ones saturate."""
+    limit = largest_of(out.dtype)
 
     def work(piece: slice, scratch: Scratch) -> None:
-        values[piece] = kind.decode(rows[piece])
+        values = kind.decode(rows[piece])
+        if out.dtype.itemsize < 4:
+            np.clip(values, -limit, limit, out=values, where=np.isfinite(values))
+        out[piece] = values
 
     walk(len(rows), work, piece=PIECE // kind.block)
-    return values.reshape(*payload.shape[:-1], payload.shape[-1] // kind.type_size * kind.block)
 
 
 def _get_type(name: str) -> GGUFType:

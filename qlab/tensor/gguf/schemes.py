@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from qlab._pieces import Array
-from qlab.number.arrays import numbers, output
-from qlab.tensor.gguf.codec import GGUF_TYPES, GGUFType, decode_gguf, encode_gguf
+from qlab.number.arrays import is_bfloat16, numbers, output
+from qlab.tensor.gguf.codec import GGUF_TYPES, GGUFType, decode_blocks, encode_gguf
 from qlab.tensor.gguf.layouts import LAYOUTS
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Scheme
@@ -31,21 +31,22 @@ def quantize_gguf(x: Any, scheme: Scheme, importance: Any = None) -> QTensor:
     if array.size == 0 or array.ndim == 0:
         raise ValueError(f"x has the shape {array.shape}; {scheme} needs at least one value along a last axis")
     weights = None if importance is None else np.broadcast_to(np.asarray(importance), array.shape)
-    payload = encode_gguf(_padded(array, kind.block), kind.name, importance=_padded(weights, kind.block))
+    values = array.astype(np.float32) if is_bfloat16(array.dtype) else array
+    payload = encode_gguf(_padded(values, kind.block), kind.name, importance=_padded(weights, kind.block))
     dtype = np.dtype(np.float32) if array.dtype.kind in "iu" else array.dtype
     return QTensor(payload.reshape(-1), None, scheme, array.shape, dtype)
 
 
 def dequantize_gguf(qtensor: QTensor, dtype: Any, out: Array | None) -> Array:
     """Return the values, without what was padded."""
-    kind = _type_of(qtensor.scheme)
-    rows = math.prod(qtensor.shape[:-1])
-    values = decode_gguf(np.asarray(qtensor.payload).reshape(rows, -1), kind.name)
-    values = values[:, : qtensor.shape[-1]].reshape(qtensor.shape)
-    if out is None:
-        return values.astype(dtype, copy=False)
-    result = output(out, values, np.dtype(dtype))
-    result[...] = values
+    kind, shape = _type_of(qtensor.scheme), qtensor.shape
+    result = output(out, np.broadcast_to(np.empty((), dtype), shape), np.dtype(dtype))
+    blocks = np.asarray(qtensor.payload).reshape(-1, kind.type_size)
+    straight = result.flags.c_contiguous and shape[-1] % kind.block == 0
+    values = result.reshape(-1, kind.block) if straight else np.empty((len(blocks), kind.block), dtype)
+    decode_blocks(blocks, kind, values)
+    if not straight:
+        result[...] = values.reshape(math.prod(shape[:-1]), -1)[:, : shape[-1]].reshape(shape)
     return result
 
 
