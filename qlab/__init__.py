@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qlab import data, show
     from qlab._pieces import get_num_threads, set_num_threads
+    from qlab.model.qat import convert, prepare_qat
     from qlab.model.recipe import RECIPES, Activations, Recipe
     from qlab.model.transform import quantization_map, quantize_model
     from qlab.number import arithmetic
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "qlab": ("data", "show"),
     "qlab._pieces": ("get_num_threads", "set_num_threads"),
+    "qlab.model.qat": ("convert", "prepare_qat"),
     "qlab.model.recipe": ("RECIPES", "Activations", "Recipe"),
     "qlab.model.transform": ("quantize_model", "quantization_map"),
     "qlab.number": ("arithmetic",),
@@ -55,9 +57,10 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
     "FORMATS", "RECIPES", "SCHEMES", "Activations", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock",
     "PerRow", "PerTensor", "QTensor", "Recipe", "Scale", "Scheme", "TableFormat", "arithmetic", "cast",
-    "compare_schemes", "data", "decode", "encode", "error_report", "explain", "fake_quantize", "format_report",
-    "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "quantization_map", "quantize",
-    "quantize_model", "rank_formats", "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
+    "compare_schemes", "convert", "data", "decode", "encode", "error_report", "explain", "fake_quantize",
+    "format_report", "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "prepare_qat",
+    "quantization_map", "quantize", "quantize_model", "rank_formats", "set_language", "set_num_threads", "show",
+    "ulp", "ulp_distance",
 ]  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""Handwritten digits, three seeds: what training with rounding gains over rounding afterwards."""
+
+import pytest
+
+import qlab
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+from torch import nn  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors lose time by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pictures() -> tuple:
+    digits = qlab.data.digits()
+    x, y, test_x, test_y = (torch.from_numpy(part) for part in digits)
+    return x.reshape(-1, 1, 8, 8), y.long(), test_x.reshape(-1, 1, 8, 8), test_y.long()
+
+
+def train(model: nn.Module, epochs: int, rate: float, seed: int) -> nn.Module:
+    x, y, _, _ = pictures()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * 19)
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for part in order.split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def accuracy(model: nn.Module) -> float:
+    _, _, x, y = pictures()
+    with torch.no_grad():
+        return 100 * float((model(x).argmax(1) == y).float().mean())
+
+
+def static(bits: int) -> qlab.Recipe:
+    return qlab.Recipe(f"int{bits}-channel", qlab.Activations(f"int{bits}-asym", "static", "histogram_mse"))
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def network(request) -> tuple:
+    """A seed, and a network that was trained with it."""
+    torch.manual_seed(request.param)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    return request.param, train(model, 8, 5e-3, request.param)
+
+
+def retrained(network: tuple, recipe: qlab.Recipe, epochs: int, **how) -> float:
+    seed, model = network
+    prepared = train(qlab.prepare_qat(model, recipe, decay=0.9, **how), epochs, 2e-3, seed)
+    return accuracy(qlab.convert(prepared, show=False))
+
+
+def test_two_bits_trained_are_far_above_two_bits_rounded(network):
+    x = pictures()[0]
+    rounded = accuracy(qlab.quantize_model(network[1], static(2), x[:640].split(64), show=False))
+    assert retrained(network, static(2), 4) > max(rounded + 20, 90)
+
+
+def test_three_bits_with_learned_steps_are_within_a_point(network):
+    """Batch statistics frozen for the last third: weights that oscillate between two codes make the running ones unsteady."""
+    assert retrained(network, static(3), 10, steps="lsq", freeze_after=6 * 19) > accuracy(network[1]) - 1
+
+
+def test_binary_weights_learn(network):
+    recipe = qlab.Recipe("binary-channel-mean", qlab.Activations("int4-asym", "static"))
+    assert retrained(network, recipe, 4) > 95

@@ -1,0 +1,118 @@
+"""Training in two processes, by DistributedDataParallel and FSDP2, is training in one on the whole batch."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import qlab
+
+torch = pytest.importorskip("torch")
+from torch import distributed, nn  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(), reason="PyTorch without gloo"
+)
+WAYS = {"averaged": {"decay": 0.8}, "lsq": {"steps": "lsq"}, "pact": {"clip": "pact"}}
+STEPS, BATCH = 4, 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors lose time by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def prepared(how: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
+    with torch.no_grad():
+        model[1].running_var.uniform_(0.5, 2)
+    model[1].eval()  # statistics of one process's share are its own, as ever
+    return qlab.prepare_qat(model, qlab.Recipe("int4-channel", qlab.Activations("int4-asym", "static")), **WAYS[how])
+
+
+def batches() -> list:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(BATCH, 1, 8, 8, generator=generator) * (i + 1) for i in range(STEPS)]
+
+
+def train(model: nn.Module, share: slice) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for x in batches():
+        optimizer.zero_grad()
+        model(x[share]).square().mean().backward()
+        optimizer.step()
+
+
+def full_state(model: nn.Module) -> dict:
+    values = {
+        key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in model.state_dict().items()
+    }
+    return {key: value.detach().clone() for key, value in values.items()}
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh, share, found = init_device_mesh("cpu", (2,)), slice(rank * BATCH // 2, (rank + 1) * BATCH // 2), {}
+        for how in WAYS:
+            model = nn.parallel.DistributedDataParallel(prepared(how))
+            train(model, share)
+            found["ddp", how] = full_state(model.module)
+            found["ddp converted", how] = qlab.convert(model, show=False).state_dict()
+            model = prepared(how)
+            for index in (0, 4, 6):
+                fully_shard(model[index], mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            train(model, share)
+            found["fsdp", how] = full_state(model)
+            with pytest.raises(ValueError, match="spread over processes; gather them"):
+                qlab.convert(model)
+        torch.save(found, Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results() -> list:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(worker, (folder,), nprocs=2)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does(results, kind, how):
+    model = prepared(how)
+    untrained = copy.deepcopy(model.state_dict())
+    train(model, slice(None))
+    expected = full_state(model)
+    for found in results:
+        assert found[kind, how].keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[kind, how][key], value, rtol=1e-4, atol=1e-5, msg=f"{kind} {how} {key}")
+    moved = [key for key, value in expected.items() if not torch.equal(value, untrained[key])]
+    assert any("weight" in key for key in moved)
+    assert any("change" in key or "lowest" in key for key in moved)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_all_processes_convert_to_the_same_bytes(results, how):
+    first, second = (found["ddp converted", how] for found in results)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    loaded = prepared(how)
+    loaded.load_state_dict(results[0]["fsdp", how])
+    again = qlab.convert(loaded, show=False).state_dict()
+    assert again.keys() == first.keys()
