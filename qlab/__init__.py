@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qlab import data, show
     from qlab._pieces import get_num_threads, set_num_threads
+    from qlab.model import amp
+    from qlab.model.allocation import allocate_bits
+    from qlab.model.diagnosis import sensitivity
+    from qlab.model.outliers import outliers
     from qlab.model.qat import convert, prepare_qat
     from qlab.model.recipe import RECIPES, Activations, Recipe
     from qlab.model.transform import quantization_map, quantize_model
@@ -36,6 +40,10 @@ __version__ = "0.1.0"
 _WHERE = {
     "qlab": ("data", "show"),
     "qlab._pieces": ("get_num_threads", "set_num_threads"),
+    "qlab.model": ("amp",),
+    "qlab.model.allocation": ("allocate_bits",),
+    "qlab.model.diagnosis": ("sensitivity",),
+    "qlab.model.outliers": ("outliers",),
     "qlab.model.qat": ("convert", "prepare_qat"),
     "qlab.model.recipe": ("RECIPES", "Activations", "Recipe"),
     "qlab.model.transform": ("quantize_model", "quantization_map"),
@@ -56,11 +64,11 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "FORMATS", "RECIPES", "SCHEMES", "Activations", "Explanation", "FloatFormat", "IntFormat", "PerAxis", "PerBlock",
-    "PerRow", "PerTensor", "QTensor", "Recipe", "Scale", "Scheme", "TableFormat", "arithmetic", "cast",
-    "compare_schemes", "convert", "data", "decode", "encode", "error_report", "explain", "fake_quantize",
-    "format_report", "get_format", "get_language", "get_num_threads", "get_scheme", "p3109", "prepare_qat",
-    "quantization_map", "quantize", "quantize_model", "rank_formats", "set_language", "set_num_threads", "show",
-    "ulp", "ulp_distance",
+    "PerRow", "PerTensor", "QTensor", "Recipe", "Scale", "Scheme", "TableFormat", "allocate_bits", "amp",
+    "arithmetic", "cast", "compare_schemes", "convert", "data", "decode", "encode", "error_report", "explain",
+    "fake_quantize", "format_report", "get_format", "get_language", "get_num_threads", "get_scheme", "outliers",
+    "p3109", "prepare_qat", "quantization_map", "quantize", "quantize_model", "rank_formats", "sensitivity",
+    "set_language", "set_num_threads", "show", "ulp", "ulp_distance",
 ]  # fmt: skip
 
 
@@ -70,7 +78,7 @@ def __getattr__(name: str) -> Any:
     module = _HOME[name]
     value = (
         importlib.import_module(f"{module}.{name}")
-        if module in ("qlab", "qlab.number")  # packages: the name is a module
+        if module in ("qlab", "qlab.model", "qlab.number")  # packages: the name is a module
         else getattr(importlib.import_module(module), name)
     )
     globals()[name] = value

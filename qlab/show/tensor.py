@@ -12,7 +12,7 @@ from qlab.show.figure import COLORS, Figure
 if TYPE_CHECKING:
     from qlab.tensor.metrics import Comparison
 
-__all__ = ["rate_distortion"]
+__all__ = ["rate_distortion", "spread_heights"]
 
 Word = Any  # draw(figure, word): word(key) is a label of the figure in the reader's language
 _DECIBELS_OF_A_BIT = 20 * math.log10(2)
@@ -56,7 +56,7 @@ def rate_distortion(comparison: Comparison) -> Figure:
     size = (6.8, max(3.6, 0.9 + 0.19 * len(reports)))
     tall = size[1] - 0.6  # of the axes, in inches
     line = 0.174 / tall  # of text, as a part of that
-    places = _spread(heights.tolist(), low, high, (high - low) * line)
+    places = spread_heights(heights.tolist(), low, high, (high - low) * line)
 
     def draw(figure: Any, word: Word) -> None:
         axes = figure.add_axes((0.09, 0.5 / size[1], 0.64, tall / size[1]))
@@ -86,7 +86,7 @@ def rate_distortion(comparison: Comparison) -> Figure:
     return Figure("rate_distortion", draw, size, data)
 
 
-def _spread(heights: list[float], low: float, high: float, gap: float) -> list[float]:
+def spread_heights(heights: list[float], low: float, high: float, gap: float) -> list[float]:
     """Move heights as little as needs be until neighbours are `gap` apart, between `low` and `high` if there is room."""
     order = sorted(range(len(heights)), key=lambda i: (heights[i], -i))
     groups: list[tuple[float, list[int]]] = []  # height of the lowest of the members, which are a gap apart

@@ -7,10 +7,25 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 
 import qlab
 from qlab.show.figure import COLORS, superscript
 from qlab.show.language import LANGUAGES, label
+
+
+def two_layers():
+    rng = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64)).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng) / 8
+    return model, [torch.randn(32, 64, generator=rng)]
+
+
+def mix_of_schemes():
+    model, batches = two_layers()
+    return qlab.allocate_bits(model, ["int8-channel", "int4-b32/f16", "int2-b32/f16"], batches, budget=5)
+
 
 FIGURES = {
     "number_line": lambda: qlab.show.number_line("float6_e3m2fn"),
@@ -32,6 +47,8 @@ FIGURES = {
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
     "accuracy_and_size": lambda: qlab.show.accuracy_and_size([32, 4, 2], [97.5, 96.0, 20.0], [19.0, 2.4, 1.2]),
+    "sensitivity_bars": lambda: qlab.sensitivity(two_layers()[0], "weight_only_int8", two_layers()[1]).figure(),
+    "pareto_front": lambda: mix_of_schemes().figure(),
     "rate_distortion": lambda: qlab.compare_schemes(np.arange(256.0) % 19, ["nf4", "int8", "int2", "int8-b32"]).figure(),
 }
 

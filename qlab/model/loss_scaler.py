@@ -1,0 +1,156 @@
+"""Loss scaling that adapts: the decisions of ``torch.amp.GradScaler``, plain to read, with their history."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["LossScaler", "parameters_of"]
+
+
+class LossScaler:
+    """Loss scaling that adapts, with its history: the decisions of ``torch.amp.GradScaler``.
+
+    A loss that is multiplied by a large number has gradients that are larger by as much, so that fewer of them vanish in a
+    narrow format. If some overflow instead, the step is skipped and the scale falls; after `interval` steps without, it rises.
+
+    Parameters
+    ----------
+    initial : float
+        The first scale.
+    growth, backoff : float
+        What the scale is multiplied by when it rises, and when it falls.
+    interval : int
+        Steps without overflow until it rises.
+
+    Attributes
+    ----------
+    scale : float
+        The scale now.
+    scales : list of float
+        The scale of each step so far.
+    skipped : list of int
+        The steps (from 0) that were skipped.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range.
+
+    Notes
+    -----
+    Exact: the same scales, gradients and skipped steps as GradScaler's, bit for bit. Micikevicius et al., "Mixed precision
+    training", 2018. Book: chapter 14.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+    >>> scaler = qlab.amp.LossScaler(initial=2.0**127, interval=1)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     scaler.multiply((8 * weight).sum()).backward()
+    ...     _ = scaler.step(optimizer)
+    ...     scaler.update()
+    >>> [s / 2**127 for s in scaler.scales], scaler.skipped
+    ([1.0, 0.5, 0.25], [0, 1, 2])
+    """
+
+    def __init__(self, initial: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
+        if not (0 < initial < math.inf):
+            raise ValueError(f"initial={initial!r} is not allowed; give a positive, finite scale such as 2.0**16")
+        if not (1 < growth < math.inf):
+            raise ValueError(f"growth={growth!r} is not allowed; give a factor above 1, such as 2")
+        if not (0 < backoff < 1):
+            raise ValueError(f"backoff={backoff!r} is not allowed; give a factor between 0 and 1, such as 0.5")
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval={interval!r} is not allowed; give a number of steps, 1 or more")
+        self.scale = float(np.float32(initial))
+        self.growth, self.backoff, self.interval = float(growth), float(backoff), interval
+        self.scales: list[float] = []
+        self.skipped: list[int] = []
+        self._calm = 0  # steps since the scale last changed
+        self._overflowed: dict[int, bool] = {}  # by optimizer, whose gradients are unscaled
+        self._stepped: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"LossScaler(scale={self.scale:g}, steps={len(self.scales)}, skipped={len(self.skipped)})"
+
+    def multiply(self, loss: Tensor) -> Tensor:
+        """Return the loss times the scale, to call ``backward()`` of; GradScaler calls this `scale`."""
+        return loss * self.scale
+
+    def unscale(self, optimizer: Optimizer) -> bool:
+        """Divide the gradients of an optimizer's parameters by the scale, in place, and return whether all are finite.
+
+        For those who look at gradients (clip them, say) before `step`, which does this itself if it was not done.
+
+        Raises
+        ------
+        ValueError
+            If it was done before in this step, or there are no gradients.
+        """
+        if id(optimizer) in self._overflowed:
+            raise ValueError("the gradients of this optimizer are unscaled already; call update() after its step, once")
+        gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+        if not gradients:
+            raise ValueError("the optimizer's parameters have no gradients; call multiply(loss).backward() first")
+        with np.errstate(over="ignore", divide="ignore"):
+            inverse = float(np.float32(1 / np.float64(self.scale)))
+        finite = True
+        for gradient in gradients:
+            finite &= bool(torch.isfinite(gradient).all())
+            if inverse != 1:
+                gradient.mul_(inverse)
+        self._overflowed[id(optimizer)] = not finite
+        return finite
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """Step the optimizer if its gradients are all finite; return whether it was done.
+
+        Raises
+        ------
+        ValueError
+            If it was called before without `update`, or there are no gradients.
+        """
+        if id(optimizer) in self._stepped:
+            raise ValueError("step() was called before with this optimizer; call update() between two steps")
+        if id(optimizer) not in self._overflowed:
+            self.unscale(optimizer)
+        self._stepped.add(id(optimizer))
+        if self._overflowed[id(optimizer)]:
+            return False
+        optimizer.step()
+        return True
+
+    def update(self) -> None:
+        """End a step: write down what happened and choose the scale of the next one.
+
+        Raises
+        ------
+        ValueError
+            If no optimizer was stepped or unscaled.
+        """
+        if not self._overflowed:
+            raise ValueError("update() ends a step, but no optimizer made one; call step(optimizer) first")
+        self.scales.append(self.scale)
+        if any(self._overflowed.values()):
+            self.skipped.append(len(self.scales) - 1)
+            self.scale, self._calm = float(np.float32(self.scale * self.backoff)), 0
+        else:
+            self._calm += 1
+            if self._calm == self.interval:
+                with np.errstate(over="ignore"):
+                    grown = float(np.float32(self.scale * self.growth))
+                self.scale, self._calm = grown if math.isfinite(grown) else self.scale, 0
+        self._overflowed, self._stepped = {}, set()
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimizer."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,86 @@
+"""What comes out of a model, batch by batch, and how far two models' outputs are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
+from qlab.model.record import run_batches
+
+__all__ = ["call_order", "in_decibels", "listed_batches", "output_error", "outputs_of", "quantized_layers"]
+
+
+def listed_batches(batches: Iterable[Any]) -> list[Any]:
+    """Return the batches as a list, which can be gone through again and again."""
+    if isinstance(batches, (Tensor, Mapping)):
+        raise TypeError(f"batches is a single {type(batches).__name__}; give a list of them: [batch]")
+    listed = list(batches)
+    if not listed:
+        raise ValueError("batches is empty; give at least one, a tensor, a tuple or a dict (was an iterator gone through?)")
+    return listed
+
+
+def outputs_of(model: nn.Module, batches: list[Any]) -> list[Any]:
+    """Run batches through a model and return what comes out of each."""
+    outputs: list[Any] = []
+    hook = model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    try:
+        run_batches(model, batches)
+    finally:
+        hook.remove()
+    return outputs
+
+
+def output_error(reference: list[Any], outputs: list[Any]) -> tuple[float, float]:
+    """Return the energy of the error over that of the reference, and the cosine between the two, over all outputs.
+
+    The error is infinite, the cosine 0, if an output is not finite.
+    """
+    signal = noise = dot = energy = 0.0
+    for first, second in zip(reference, outputs, strict=True):
+        x, y = (_first_tensor(o).detach().double() for o in (first, second))
+        signal, noise = signal + float(x.square().sum()), noise + float((x - y).square().sum())
+        dot, energy = dot + float((x * y).sum()), energy + float(y.square().sum())
+    if not math.isfinite(noise):
+        return math.inf, 0.0
+    if noise == 0:
+        return 0.0, 1.0
+    return (noise / signal if signal else math.inf), (dot / math.sqrt(signal * energy) if signal and energy else 0.0)
+
+
+def in_decibels(error: float) -> float:
+    """Return a relative squared error as SQNR."""
+    return math.inf if error == 0 else -10 * math.log10(error) if error < math.inf else -math.inf
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that `quantize_model` put in place, by name."""
+    kinds = (QuantizedLinear, QuantizedConv, QuantizedEmbedding)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def call_order(model: nn.Module, batches: list[Any]) -> list[str]:
+    """Return the names of the modules that are called, in the order of their first call."""
+    order: dict[str, None] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        run_batches(model, batches)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(order)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else [output]
+    for part in parts:
+        if isinstance(part, Tensor):
+            return part
+    raise TypeError(f"the model's output, a {type(output).__name__}, holds no tensor; wrap the model so that it returns one")
