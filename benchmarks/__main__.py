@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import arithmetic, number, tensor
+from benchmarks import arithmetic, model, number, tensor
 from benchmarks.timing import machine, store
 from qlab.show.table import Table
 
-SUITES = {"number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run, "tensor": tensor.run}
+SUITES = {
+    "number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run, "tensor": tensor.run,
+    "model": model.run,
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
     """Run the named suites, all unless named."""
-    print("nanoseconds per element, medians;", ", ".join(f"{k} {v}" for k, v in machine().items()))
+    print("nanoseconds per element (model: microseconds), medians;", ", ".join(f"{k} {v}" for k, v in machine().items()))
     for name in names or SUITES:
         rows = SUITES[name]()
         print(f"\n{name}\n{Table(tuple(rows[0]), [tuple(row.values()) for row in rows])}")

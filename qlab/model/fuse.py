@@ -33,7 +33,8 @@ def fuse(model: nn.Module) -> nn.Module:
     -------
     nn.Module
         With `nn.Identity` in place of each folded layer. What is folded: a BatchNorm whose only input is the output of
-        a Conv1d, Conv2d or Linear that nothing else uses.
+        a Conv1d, Conv2d or Linear that nothing else uses. (A Linear's output is taken to be two-dimensional: of a longer
+        one BatchNorm1d would see another axis.)
 
     Raises
     ------

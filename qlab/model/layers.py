@@ -15,27 +15,62 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qlab.model.inputs import StaticRange, find_steps, has_steps, quantized_input
 from qlab.model.packed import Packed
 from qlab.model.recipe import Activations
-from qlab.number.codec import cast
 from qlab.number.formats import IntFormat
-from qlab.tensor.blocks import PerAxis, PerRow, PerTensor
+from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.qtensor import QTensor
-from qlab.tensor.quantize import fake_quantize
 
-__all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRange"]
+__all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRange", "integer_matmul"]
+
+_LONGEST = (2**31 - 1) // (255 * 128)
+"""Products of as many 8-bit integers, less zero points, add up to what 32 bits hold."""
+_LARGE = 2**21
+"""From so many weights on, the CPU's kernel is faster with the weight on the left: it lays out anew only what is right."""
 
 
-class StaticRange(nn.Module):
-    """The scale and zero point that calibration found for a layer's input: two numbers as buffers."""
+def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the exact product of integers.
 
-    scale: Tensor
-    zero: Tensor
+    Parameters
+    ----------
+    x : int8 tensor of shape (rows, in)
+    weight : int8 tensor of shape (out, in)
 
-    def __init__(self, scale: float, zero: float = 0.0) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        self.register_buffer("zero", torch.tensor(zero, dtype=torch.float32))
+    Returns
+    -------
+    product : int32 tensor of shape (rows, out)
+        ``x @ weight.T``. Exact.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.layers import integer_matmul
+    >>> integer_matmul(torch.full((1, 3), -128, dtype=torch.int8), torch.full((2, 3), 127, dtype=torch.int8))
+    tensor([[-48768, -48768]], dtype=torch.int32)
+    """
+    if x.device.type == "cuda":
+        return _padded_matmul(x, weight)
+    if x.shape[1] == 1:  # which torch 2.13 gets wrong on the CPU: it reads beside the weight
+        return x.to(torch.int32) * weight.t().to(torch.int32)
+    if weight.numel() >= _LARGE:
+        return torch._int_mm(weight, x.t()).t()
+    return torch._int_mm(x, weight.t())
+
+
+def _padded_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """The same for CUDA's kernel, which takes more than 16 rows, and multiples of 8 else: what is missing is zeros."""
+    (rows, size), out = x.shape, weight.shape[0]
+    x = functional.pad(x, (0, -size % 8, 0, max(17 - rows, 0)))
+    weight = functional.pad(weight, (0, -size % 8, 0, -out % 8))
+    return torch._int_mm(x, weight.t())[:rows, :out]
+
+
+def _codes_made_again(layer: _Quantized, _: Any) -> None:
+    """After a state dict is loaded: the sums of codes, which are not in it."""
+    if layer.integer:
+        layer.sums = layer.weight.int8_codes().sum(dim=1, dtype=torch.int32)
 
 
 class _Quantized(nn.Module):
@@ -44,6 +79,8 @@ class _Quantized(nn.Module):
     bias: Tensor | None
     input_scale: Tensor | None
     sums: Tensor | None
+    values: Tensor
+    weight: Packed
 
     def __init__(
         self, weight: QTensor, bias: Tensor | None, activations: Activations | None = None,
@@ -57,92 +94,66 @@ class _Quantized(nn.Module):
             self.register_buffer("values", packed.dequantize())
         else:
             self.weight = packed
-        self.register_buffer("sums", self._sums(packed) if self.integer else None, persistent=False)
+        sums = packed.int8_codes().sum(dim=1, dtype=torch.int32) if self.integer else None  # (out,)
+        self.register_buffer("sums", sums, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
+        self.register_load_state_dict_post_hook(_codes_made_again)  # type: ignore[no-untyped-call]
 
     def _can_multiply_integers(self, weight: QTensor) -> bool:
-        if self.activations is None:
+        """Whether both sides are integers of up to 8 bits, times one scale for each output and each row of the input."""
+        if self.activations is None or not has_steps(self.activations) or self.activations.scheme.bits > 8:
             return False
-        w, x = weight.scheme, self.activations.scheme
-        of_integers = all(isinstance(s.format, IntFormat) and s.format.signed and s.bits <= 8 for s in (w, x))
-        w_blocks = isinstance(w.blocks, PerTensor) or w.blocks == PerAxis(0)
-        plain = w.scale.stored is None and x.scale.stored is None and w.layout is None
-        return of_integers and w.zero is None and x.zero != "min" and plain and w_blocks and isinstance(
-            x.blocks, (PerTensor, PerRow)
+        w = weight.scheme
+        signed = isinstance(w.format, IntFormat) and w.format.signed and w.bits <= 8
+        plain = w.zero is None and w.scale.stored is None and w.layout is None and not w.center
+        return signed and plain and isinstance(w.blocks, (PerTensor, PerAxis)) and _of_rows(w.blocks) and (
+            weight.shape[-1] <= _LONGEST
         )  # fmt: skip
-
-    def _codes(self, packed: Packed) -> Tensor:
-        """The weights' codes, int8 of shape (out, all others)."""
-        if packed.scheme.bits == 8:
-            return packed.payload.view(torch.int8).view(packed.shape[0], -1)
-        codes = packed.qtensor().codes().to(torch.int16)
-        half = 1 << (packed.scheme.bits - 1)
-        return ((codes + half) % (2 * half) - half).to(torch.int8).reshape(packed.shape[0], -1)
-
-    def _sums(self, packed: Packed) -> Tensor:
-        return self._codes(packed).sum(dim=1, dtype=torch.int32)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.integer:
-            self.register_buffer("sums", None, persistent=False)  # made again when first needed: the codes come later
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats."""
-        values: Any = self.values.to(dtype) if self.fake else self.weight.dequantize(dtype)
-        return values  # type: ignore[no-any-return]
+        return self.values.to(dtype) if self.fake else self.weight.dequantize(dtype)
 
-    # --- the input ---------------------------------------------------------------------------------------------------
     def _prepared(self, x: Tensor) -> Tensor:
         """The input as floats, quantized and brought back where the recipe says so."""
         if self.input_scale is not None:
             x = x * self.input_scale.to(x.dtype)
-        if self.activations is None:
-            return x
-        if self.static is None:
-            return fake_quantize(x, self.activations.scheme)  # type: ignore[no-any-return]
-        fmt, scale, zero = self.activations.scheme.format, self.static.scale, self.static.zero
-        if not isinstance(fmt, IntFormat):
-            return (cast(x.float() / scale, fmt, overflow="saturate") * scale).to(x.dtype)  # type: ignore[no-any-return]
-        steps = torch.clamp(torch.round(x.float() / scale) + zero, fmt.min, fmt.max)
-        return ((steps - zero) * scale).to(x.dtype)
+        return x if self.activations is None else quantized_input(x, self.activations, self.static)
 
     def _input_codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes (rows, in) of int8, scales () or (rows, 1), zero points in the same shape or None."""
+        """Codes of int8, in the shape of x, their scale, and their zero point as int32."""
         assert self.activations is not None
-        scheme = self.activations.scheme
-        fmt: Any = scheme.format
-        x = x.float()
-        zero: Tensor | None
-        if self.static is not None:
-            scale, zero = self.static.scale, self.static.zero if scheme.zero else None
-        else:
-            each = {"dim": -1, "keepdim": True} if isinstance(scheme.blocks, PerRow) else {}
-            if scheme.zero is None:
-                scale, zero = x.abs().amax(**each) / fmt.max, None
-            else:
-                lowest, highest = x.amin(**each).clamp(max=0), x.amax(**each).clamp(min=0)
-                scale = (highest - lowest) / (fmt.max - fmt.min)
-                zero = torch.round(fmt.min - lowest / torch.where(scale == 0, 1.0, scale)).clamp(fmt.min, fmt.max)
-        steps = (x / torch.where(scale == 0, 1.0, scale)).round_()
-        if zero is not None:
-            steps += zero
-        return steps.clamp_(fmt.min, fmt.max).to(torch.int8), scale, zero
+        fmt = self.activations.scheme.format
+        assert isinstance(fmt, IntFormat)
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.dtype)
+        steps, scale, zero = find_steps(x, self.activations, self.static)
+        if fmt.max > 127:  # unsigned 8 bits: 0..255 becomes -128..127, its zero point with it
+            steps -= 128
+            zero = torch.full_like(scale, -128) if zero is None else zero - 128
+        return steps.to(torch.int8), scale, None if zero is None else zero.to(torch.int32)
 
-    def _integer_product(self, rows: Tensor, codes: Tensor, sums: Tensor) -> Tensor:
-        """Return rows (n, in) times the weights, codes (out, in), of which these are the sums: float32 (n, out)."""
-        x, scale, zero = self._input_codes(rows)
-        product = torch._int_mm(x, codes.t()).to(torch.float32)
+    def _rescaled(self, product: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """Turn an exact product of codes, int32 of shape (rows, out), into outputs, float32."""
         if zero is not None:
-            product -= zero * sums
-        w_scale = self.weight.scale
-        return product * (scale * w_scale)
+            assert self.sums is not None
+            product -= zero * self.sums
+        weight_scale = self.weight.scale
+        assert isinstance(weight_scale, Tensor)
+        outputs = (product * (scale * weight_scale)).contiguous()
+        if self.bias is not None:
+            outputs += self.bias
+        return outputs
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        how = "integer product" if self.integer else "fake" if self.fake else "dequantized on the fly"
-        return f"activations={self.activations or 'as they are'}, {how}"
+        return f"activations={self.activations or 'as they are'}, {self.how}"
+
+    @property
+    def how(self) -> str:
+        """How the layer computes, in words."""
+        return "integer product" if self.integer else "fake" if self.fake else "dequantized on the fly"
 
 
 class QuantizedLinear(_Quantized):
@@ -162,6 +173,18 @@ class QuantizedLinear(_Quantized):
         Of shape (in,), by which the input is multiplied first (AWQ, SmoothQuant).
     fake : bool
         Whether to keep the weights as floats that are already rounded.
+
+    Notes
+    -----
+    Integer products are exact; what is left is the rounding of two float32 operations, of the scale and of the bias.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> from qlab.model.layers import QuantizedLinear
+    >>> layer = QuantizedLinear(qlab.quantize(torch.tensor([[1.0, -1.0]]), "int8"), None, qlab.Activations("int8"))
+    >>> layer(torch.tensor([[3.0, 1.0]]))
+    tensor([[2.0079]])
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,15 +193,9 @@ class QuantizedLinear(_Quantized):
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return functional.linear(x, self.weights(x.dtype), bias)
-        codes = self._codes(self.weight)
-        sums = self.sums if self.sums is not None else codes.sum(dim=1, dtype=torch.int32)
-        rows = x.reshape(-1, x.shape[-1])
-        if self.input_scale is not None:
-            rows = rows * self.input_scale.to(rows.dtype)
-        product = self._integer_product(rows, codes, sums)
-        if self.bias is not None:
-            product = product + self.bias
-        return product.reshape(*x.shape[:-1], -1).to(x.dtype)
+        codes, scale, zero = self._input_codes(x.reshape(-1, x.shape[-1]))  # (rows, in)
+        product = integer_matmul(codes, self.weight.int8_codes())  # (rows, out)
+        return self._rescaled(product, scale, zero).reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 class QuantizedConv(_Quantized):
@@ -187,62 +204,55 @@ class QuantizedConv(_Quantized):
     Parameters
     ----------
     layer : nn.Conv1d or nn.Conv2d
-        Whose stride, padding, dilation and groups it takes; with zeros for padding.
-    weight, activations, static, input_scale, fake
+        Whose stride, padding (of any mode), dilation and groups it takes.
+    weight, activations, static, fake
         As in `QuantizedLinear`.
     """
 
-    def __init__(self, layer: Any, weight: QTensor, **kwargs: Any) -> None:
-        if layer.padding_mode != "zeros":
-            raise ValueError(f"padding_mode={layer.padding_mode!r} is not supported; convolutions are padded with zeros")
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d, weight: QTensor, **kwargs: Any) -> None:
         super().__init__(weight, layer.bias, **kwargs)
+        self.integer = self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
         self.weight_shape = tuple(layer.weight.shape)
         self.stride, self.dilation, self.groups, self.kernel = layer.stride, layer.dilation, layer.groups, layer.kernel_size
-        self.padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
-        self.integer = self.integer and not isinstance(self.padding, str)
+        self.padding = tuple(layer._reversed_padding_repeated_twice)  # as functional.pad takes it, "same" as numbers
+        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats, shape (out, in / groups, *kernel)."""
         return super().weights(dtype).reshape(self.weight_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution, shape (n, out, *size)."""
+        """Return the convolution, shape (n, out, *size), or (out, *size) of an input without a batch."""
+        if x.ndim == len(self.kernel) + 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         if not self.integer:
-            x = self._prepared(x)
+            x = self._padded(self._prepared(x))
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            apply = functional.conv1d if len(self.kernel) == 1 else functional.conv2d
-            return apply(x, self.weights(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
-        codes = self._codes(self.weight)
-        x_codes, scale, zero = self._input_codes(x)
-        patches = self._patches(x_codes, 0 if zero is None else int(zero))  # (n, *size, in, *kernel)
-        size = patches.shape[: 1 + len(self.kernel)]
-        patches = patches.reshape(-1, self.groups, codes.shape[1])
-        each = codes.shape[0] // self.groups
-        products = [
-            torch._int_mm(patches[:, g].contiguous(), codes[g * each : (g + 1) * each].t()) for g in range(self.groups)
-        ]
-        product = torch.cat(products, dim=1).to(torch.float32)
-        if zero is not None:
-            product -= zero * codes.sum(dim=1, dtype=torch.int32)
-        product = product * (scale * self.weight.scale)
-        if self.bias is not None:
-            product = product + self.bias
-        return product.reshape(*size, -1).movedim(-1, 1).to(x.dtype)
+            if len(self.kernel) == 1:
+                return functional.conv1d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
+            return functional.conv2d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
+        codes, scale, zero = self._input_codes(self._padded(x))  # zero is a code of its own: the border is exact
+        windows = self._windows(codes)  # (n, *size, in, *kernel)
+        size = windows.shape[: 1 + len(self.kernel)]
+        weight = self.weight.int8_codes()  # (out, in / groups * kernel)
+        rows = windows.reshape(-1, self.groups, weight.shape[1]).unbind(1)
+        each = weight.chunk(self.groups)
+        products = [integer_matmul(r.contiguous(), w) for r, w in zip(rows, each, strict=True)]
+        outputs = self._rescaled(products[0] if len(products) == 1 else torch.cat(products, dim=1), scale, zero)
+        return outputs.reshape(*size, -1).movedim(-1, 1).to(x.dtype)
 
-    def _patches(self, x: Tensor, zero: int) -> Tensor:
-        """Every window that the kernel meets, of codes; the border holds the code of zero."""
-        pads = [p for size in reversed(self.padding) for p in (int(size), int(size))]
-        x = functional.pad(x, pads, value=zero)
-        spread = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
-        for axis, (window, stride) in enumerate(zip(spread, self.stride, strict=True)):
-            x = x.unfold(2 + axis, window, stride)
-        for axis, dilation in enumerate(self.dilation):
-            x = x[(..., slice(None, None, dilation), *([slice(None)] * (len(self.kernel) - 1 - axis)))]
+    def _padded(self, x: Tensor) -> Tensor:
+        return functional.pad(x, self.padding, mode=self.padding_mode) if any(self.padding) else x
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Every window that the kernel meets, as a view."""
+        for axis, (kernel, dilation, stride) in enumerate(zip(self.kernel, self.dilation, self.stride, strict=True)):
+            x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         return x.movedim(1, 1 + len(self.kernel))  # channels after the places
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding table with packed rows; rows that are asked for are brought back.
+    """An embedding table with packed rows: only those that are asked for are brought back, if no block runs over rows.
 
     Parameters
     ----------
@@ -250,12 +260,41 @@ class QuantizedEmbedding(nn.Module):
         Of shape (entries, width).
     padding_idx : int, optional
         Kept for the record.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> from qlab.model.layers import QuantizedEmbedding
+    >>> table = QuantizedEmbedding(qlab.quantize(torch.tensor([[1.0, 2.0], [30.0, 40.0]]), "int4-channel"))
+    >>> table(torch.tensor([1]))
+    tensor([[28.5714, 40.0000]])
     """
 
     def __init__(self, weight: QTensor, padding_idx: int | None = None) -> None:
         super().__init__()
         self.weight, self.padding_idx = Packed(weight), padding_idx
+        self.by_row = _of_rows(weight.scheme.blocks, weight.shape[1]) and weight.shape[1] * weight.scheme.bits % 8 == 0
+        self.by_row = self.by_row or weight.scheme.layout is not None
+
+    @property
+    def how(self) -> str:
+        """How the layer computes, in words."""
+        return "rows brought back" if self.by_row else "table brought back"
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return self.how
 
     def forward(self, index: Tensor) -> Tensor:
         """Return the rows of an index, shape (*index.shape, width)."""
-        return functional.embedding(index, self.weight.dequantize())
+        if not self.by_row:
+            return functional.embedding(index, self.weight.dequantize())
+        return self.weight.dequantize_rows(index.reshape(-1)).reshape(*index.shape, -1)
+
+
+def _of_rows(blocks: Any, width: int | None = None) -> bool:
+    """Whether each block lies within one row of a matrix (of that width), or is all of it."""
+    if isinstance(blocks, PerBlock):
+        within = blocks.axis in (-1, 1) or (blocks.axis is None and width is not None and width % int(blocks.size) == 0)  # type: ignore[arg-type]
+        return isinstance(blocks.size, int) and within
+    return isinstance(blocks, (PerTensor, PerRow)) or (isinstance(blocks, PerAxis) and blocks.axis in (0, -2))

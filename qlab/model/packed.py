@@ -7,6 +7,7 @@ bytes mean (scheme, shape, codebook) is text, held as bytes too: no pickle of co
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from qlab.number.codec import decode, encode
-from qlab.number.formats import Format, TableFormat
+from qlab.number.formats import Format, IntFormat, TableFormat
+from qlab.tensor.blocks import scale_shape
+from qlab.tensor.packing import pack, unpack
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Scheme
 
@@ -33,6 +36,7 @@ class Packed(nn.Module):
     """
 
     payload: Tensor
+    scale: Tensor | Packed | None
     offset: Tensor | None
     zero: Tensor | None
     about: Tensor
@@ -44,12 +48,12 @@ class Packed(nn.Module):
         stored = self.scheme.scale.stored
         self.register_buffer("payload", _tensor(qtensor.payload))
         if isinstance(qtensor.scale, QTensor):
-            self.scale: Any = Packed(qtensor.scale)
+            self.scale = Packed(qtensor.scale)
         else:
             self.register_buffer("scale", None if qtensor.scale is None else _stored(qtensor.scale, stored))
         zero = None if qtensor.zero is None else _tensor(qtensor.zero)
         if zero is not None:
-            zero = zero.to(_zero_dtype(self.scheme)) if self.scheme.zero == "integer" else _stored(zero, stored)
+            zero = _packed_zero(zero, self.scheme) if self.scheme.zero == "integer" else _stored(zero, stored)
         self.register_buffer("zero", zero)
         self.register_buffer("offset", None if qtensor.offset is None else torch.tensor(qtensor.offset))
         self.register_buffer("about", torch.frombuffer(bytearray(json.dumps(self._about()).encode()), dtype=torch.uint8))
@@ -70,28 +74,94 @@ class Packed(nn.Module):
 
     def qtensor(self) -> QTensor:
         """Return the quantized tensor that the buffers hold."""
-        stored, scale, zero = self.scheme.scale.stored, self.scale, self.zero
-        if isinstance(scale, Packed):
-            scale = scale.qtensor()
-        elif scale is not None:
-            scale = _numbers(scale, stored)
-        if zero is not None:
-            zero = zero.to(torch.int32) if self.scheme.zero == "integer" else _numbers(zero, stored)
-        offset: Any = self.offset
+        scale = self.scale.qtensor() if isinstance(self.scale, Packed) else self._as_numbers(self.scale)
+        offset = None if self.offset is None else float(self.offset)
+        zero = self._zero_as_numbers(self.zero)
         return QTensor(self.payload, scale, self.scheme, self.shape, self.dtype, zero, offset, self.fitted)
+
+    def _zero_as_numbers(self, zero: Tensor | None) -> Tensor | None:
+        if zero is None or self.scheme.zero != "integer":
+            return self._as_numbers(zero)
+        shape = scale_shape(self.scheme.blocks, self.shape)
+        steps = self._unpacked(zero, math.prod(shape)).to(torch.int32 if self.scheme.bits > 8 else torch.int16)
+        fmt = self.scheme.format
+        assert isinstance(fmt, IntFormat)
+        return (steps + int(fmt.min)).reshape(shape)
+
+    def _unpacked(self, packed: Tensor, count: int) -> Tensor:
+        """Codes of the scheme's bits, uint8 or int32, of shape (count,)."""
+        order = "low_first" if packed is self.zero else self.scheme.order
+        if torch.compiler.is_compiling() or packed.device.type != "cpu":
+            from qlab.backend import torch_blocks
+
+            return torch_blocks.unpack(packed, count, self.scheme.bits, order)
+        return torch.from_numpy(unpack(packed.numpy(), count, self.scheme.bits, order=order))
+
+    def _as_numbers(self, held: Tensor | None) -> Tensor | None:
+        """Scales (or minima) as floats, from the format that they are kept in."""
+        fmt = self.scheme.scale.stored
+        if held is None or fmt is None or isinstance(fmt, Scheme) or held.dtype == torch.float64:
+            return held
+        if held.dtype != torch.uint8:
+            return held.to(torch.float32)
+        values: Tensor = decode(held, fmt)
+        return values
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the values; traced as ordinary operations by ``torch.compile`` and ``torch.export``."""
-        if self.scheme.layout is not None:
-            return torch.ops.qlab.decode_gguf(self.payload, self.scheme.layout, list(self.shape)).to(dtype or self.dtype)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():
-            from qlab.backend import torch_blocks
+        scale = self.scale.dequantize() if isinstance(self.scale, Packed) else self._as_numbers(self.scale)
+        return self._values(self.payload, scale, self._zero_as_numbers(self.zero), self.shape, dtype or self.dtype)
 
-            return torch_blocks.dequantize(self.qtensor()).to(dtype or self.dtype)
-        offset = None if self.offset is None else float(self.offset)
-        held = self.qtensor()
-        held = QTensor(held.payload, held.scale, held.scheme, held.shape, held.dtype, held.zero, offset, held.fitted)
-        return held.dequantize(dtype=dtype)  # type: ignore[no-any-return]
+    def dequantize_rows(self, index: Tensor) -> Tensor:
+        """Return some rows of a matrix whose blocks lie within rows, or are the whole.
+
+        Parameters
+        ----------
+        index : integer tensor of shape (n,)
+
+        Returns
+        -------
+        values : tensor of shape (n, width)
+        """
+        entries, width = self.shape
+
+        def rows(part: Tensor | None) -> Tensor | None:
+            """Of scales, one for the whole, or in the shape (entries,), (entries, blocks) or (entries * blocks,)."""
+            if part is None or part.ndim == 0:
+                return part
+            chosen = part.reshape(entries, -1).index_select(0, index)
+            return chosen if part.ndim == 2 else chosen.reshape(-1)
+
+        if isinstance(self.scale, Packed):
+            scale = rows(self.scale.dequantize())
+        else:
+            scale = self._as_numbers(rows(self.scale))
+        payload = self.payload.reshape(entries, -1).index_select(0, index).reshape(-1)
+        return self._values(payload, scale, rows(self._zero_as_numbers(self.zero)), (index.shape[0], width), self.dtype)
+
+    def _values(
+        self, payload: Tensor, scale: Tensor | None, zero: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        if self.scheme.layout is not None:
+            found: Tensor = torch.ops.qlab.decode_gguf(payload, self.scheme.layout, list(shape))
+            return found.to(dtype)
+        if not torch.compiler.is_compiling():
+            offset = None if self.offset is None else float(self.offset)
+            held = QTensor(payload, scale, self.scheme, shape, self.dtype, zero, offset, self.fitted)
+            values: Tensor = held.dequantize(dtype=dtype)
+            return values
+        from qlab.backend import torch_blocks
+
+        values = torch_blocks.dequantize(QTensor(payload, scale, self.scheme, shape, self.dtype, zero, None, self.fitted))
+        return (values if self.offset is None else values + self.offset.to(values.dtype)).to(dtype)
+
+    def int8_codes(self) -> Tensor:
+        """Return the codes of a signed integer format of up to 8 bits: int8 of shape (rows, all others)."""
+        bits, rows = self.scheme.bits, self.shape[0]
+        if bits == 8:
+            return self.payload.view(torch.int8).view(rows, -1)
+        codes = self._unpacked(self.payload, math.prod(self.shape))
+        return ((codes << (8 - bits)).view(torch.int8) >> (8 - bits)).reshape(rows, -1)  # the sign comes down with the shift
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "about")
@@ -105,10 +175,11 @@ class Packed(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _zero_dtype(scheme: Scheme) -> torch.dtype:
-    if scheme.bits > 8:
-        return torch.int32
-    return torch.int8 if getattr(scheme.format, "signed", True) else torch.uint8
+def _packed_zero(zero: Tensor, scheme: Scheme) -> Tensor:
+    """Zero points are codes, and take the bits of codes."""
+    assert isinstance(scheme.format, IntFormat)
+    steps = zero.numpy().astype(np.int64) - int(scheme.format.min)
+    return torch.from_numpy(pack(steps, scheme.bits))
 
 
 def _tensor(x: Any) -> Tensor:
@@ -122,14 +193,8 @@ def _stored(scale: Any, fmt: Format | Scheme | None) -> Tensor:
         return values
     if fmt.name in _OWN:
         return values.to(_OWN[fmt.name])
-    return encode(values, fmt) if fmt.bits <= 8 else values  # type: ignore[no-any-return]
-
-
-def _numbers(held: Tensor, fmt: Format | Scheme | None) -> Tensor:
-    """The inverse of `_stored`: float32 (float64 where scales are)."""
-    if fmt is None or isinstance(fmt, Scheme) or held.dtype == torch.float64:
-        return held
-    return decode(held, fmt) if held.dtype == torch.uint8 else held.to(torch.float32)  # type: ignore[no-any-return]
+    codes: Tensor = encode(values, fmt) if fmt.bits <= 8 else values
+    return codes
 
 
 @torch.library.custom_op("qlab::decode_gguf", mutates_args=())

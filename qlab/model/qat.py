@@ -10,7 +10,6 @@ converted one are the same function, up to the rounding of float sums.
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -129,9 +128,9 @@ def prepare_qat(
         new.to(layer.weight.device)  # type: ignore[arg-type]
         for part in (new, new.rounding, *([] if inputs is None else [inputs])):
             part.training = layer.training  # batch normalization keeps its own mode
-        _replace(result, name, new)
+        result = _replace(result, name, new)
         if norm is not None:
-            _replace(result, norms[name], nn.Identity().train(norm.training))
+            result = _replace(result, norms[name], nn.Identity().train(norm.training))
     return result
 
 
@@ -174,15 +173,13 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
             f"parameters such as {spread[0]!r} are spread over processes; gather them with torch.distributed.checkpoint"
             ".state_dict.get_model_state_dict(full_state_dict=True), load them into a prepared model, and convert that"
         )
-    if "" in layers:
-        raise ValueError("the model is itself one layer; put it into an nn.Sequential")
     result = copy.deepcopy(model).eval()
     changes = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if name in layers:
             new, change = _converted(layers[name], name)
-            _replace(result, name, new)
+            result = _replace(result, name, new)
             changes.append(change)
         elif own and not any(name.startswith(f"{taken}.") for taken in layers):
             size = _bytes(own)
@@ -316,8 +313,11 @@ def _converted(layer: QATLayer, name: str) -> tuple[nn.Module, LayerChange]:
     if layer.kind == "Linear":
         new = QuantizedLinear(stored, bias, layer.activations, static)
     else:
-        keys = ("stride", "padding", "dilation", "groups", "kernel_size", "padding_mode")
-        like = SimpleNamespace(weight=weight, bias=bias, **{key: getattr(layer, key) for key in keys})
+        keys = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        kind: Any = nn.Conv1d if layer.kind == "Conv1d" else nn.Conv2d
+        how: dict[str, Any] = {key: getattr(layer, key) for key in keys}
+        like = kind(weight.shape[1] * how["groups"], weight.shape[0], **how, bias=False, device="meta")
+        like.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         new = QuantizedConv(like, stored, activations=layer.activations, static=static)
     new.to(weight.device).eval()
     own = [

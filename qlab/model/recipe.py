@@ -5,16 +5,17 @@ A recipe is frozen and hashable, and reads aloud: ``str(recipe)`` is a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from qlab._check import one_of, unknown_name
-from qlab.number.formats import Format, IntFormat, get_format
+from qlab.number.formats import Format, get_format
+from qlab.tensor.blocks import PerTensor
 from qlab.tensor.scheme import Scheme, get_scheme
 
-__all__ = ["METHODS", "RECIPES", "Activations", "Recipe", "get_recipe"]
+__all__ = ["METHODS", "OBSERVERS", "RECIPES", "TYPES", "Activations", "Recipe", "RecipeTable", "get_recipe"]
 
 METHODS = ("rtn", "gptq", "awq", "hqq", "adaround")
 OBSERVERS = ("minmax", "moving_average", "percentile", "histogram_mse", "entropy")
@@ -46,6 +47,14 @@ class Activations:
         one_of("observer", self.observer, OBSERVERS)
         if self.scheme.layout is not None or (self.scheme.scale.stored is not None and self.when == "static"):
             raise ValueError(f"activations cannot be stored as {self.scheme}; take a scheme such as 'int8-asym' or 'e4m3-row'")
+        if self.when == "static":
+            rule, zero = self.scheme.scale.rule, self.scheme.zero
+            plain = rule in ("absmax", "minmax", "mean_abs") and zero != "min" and not self.scheme.center
+            if not (isinstance(self.scheme.blocks, PerTensor) and plain):
+                raise ValueError(
+                    f"static activations have one scale and the observer finds it, so that {self.scheme} is not allowed; "
+                    "take a scheme for the whole tensor, such as 'int8-asym', or when='dynamic'"
+                )
 
     def __str__(self) -> str:
         return f"{self.scheme} ({self.when}{', ' + self.observer if self.when == 'static' else ''})"
@@ -92,7 +101,7 @@ class Recipe:
     types: tuple[str, ...] = ("Linear", "Conv1d", "Conv2d")
     embeddings: Scheme | None = None
     min_size: int = 0
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, Any], ...] | Mapping[str, Any] = ()
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -100,15 +109,15 @@ class Recipe:
         for key in ("weights", "embeddings"):
             if getattr(self, key) is not None:
                 put(self, key, get_scheme(getattr(self, key)))
-        if self.activations is not None and not isinstance(self.activations, Activations):
-            put(self, "activations", Activations(self.activations))
+        given: Any = self.activations
+        if given is not None and not isinstance(given, Activations):
+            put(self, "activations", Activations(given))
         if self.dtype is not None:
             put(self, "dtype", get_format(self.dtype))
         for key in ("layers", "skip", "types"):
             value = getattr(self, key)
             put(self, key, (value,) if isinstance(value, str) else tuple(value))
-        if isinstance(self.options, Mapping):
-            put(self, "options", tuple(sorted(self.options.items())))
+        put(self, "options", tuple(sorted(dict(self.options).items())))
         one_of("method", self.method, METHODS)
         for kind in self.types:
             one_of("types", kind, TYPES)
@@ -146,14 +155,6 @@ class Recipe:
         static = self.activations is not None and self.activations.when == "static"
         return static or self.method in ("gptq", "awq", "adaround")
 
-    @property
-    def is_integer(self) -> bool:
-        """Whether products are products of integers: both sides have integer codes, and weights no zero point."""
-        if self.weights is None or self.activations is None:
-            return False
-        both = isinstance(self.weights.format, IntFormat) and isinstance(self.activations.scheme.format, IntFormat)
-        return both and self.weights.zero is None
-
 
 def _static(scheme: str, observer: str = "minmax") -> Activations:
     return Activations(get_scheme(scheme), "static", observer)
@@ -164,7 +165,7 @@ def _recipes() -> dict[str, Recipe]:
         "weight_only_int8": {"weights": "int8-channel"},
         "weight_only_nf4": {"weights": "nf4"},
         "weight_only_int4": {"weights": "int4-b32/f16"},
-        "dynamic_int8": {"weights": "int8-channel", "activations": "int8-asym", "types": ("Linear",)},
+        "dynamic_int8": {"weights": "int8-channel", "activations": "int8-asym", "types": ("Linear",), "min_size": 2**17},
         "static_int8": {"weights": "int8-channel", "activations": _static("int8-asym", "histogram_mse")},
         "static_int16x8": {"weights": "int8-channel", "activations": _static("int16")},
         "float16": {"dtype": "float16"},
@@ -179,7 +180,35 @@ def _recipes() -> dict[str, Recipe]:
     return {name: Recipe(**parts, name=name) for name, parts in made.items()}
 
 
-RECIPES: dict[str, Recipe] = _recipes()
+class RecipeTable(Mapping[str, Recipe]):
+    """The named recipes: a read-only mapping of name to Recipe, which a notebook shows as a table."""
+
+    def __init__(self, recipes: dict[str, Recipe]) -> None:
+        self._recipes = recipes
+
+    def __getitem__(self, name: str) -> Recipe:
+        return self._recipes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recipes)
+
+    def __len__(self) -> int:
+        return len(self._recipes)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {recipe}" for name, recipe in self.items())
+
+    def _repr_html_(self) -> str:
+        from qlab.show.table import Table
+
+        rows = [
+            (name, str(r.dtype.name if r.dtype else r.weights), str(r.activations or "-"), ", ".join(r.types), r.min_size)
+            for name, r in self.items()
+        ]
+        return Table(("recipe", "weights", "activations", "layer_types", "min_size"), rows)._repr_html_()
+
+
+RECIPES = RecipeTable(_recipes())
 """The named recipes."""
 
 
@@ -195,7 +224,7 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     --------
     >>> import qlab
     >>> print(qlab.RECIPES["dynamic_int8"])
-    weights int8-channel by rtn; activations int8-asym (dynamic); Linear
+    weights int8-channel by rtn; activations int8-asym (dynamic); Linear, of at least 131072 weights
     """
     if isinstance(recipe, Recipe):
         return recipe

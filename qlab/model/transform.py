@@ -9,7 +9,7 @@ table: `quantization_map`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from qlab.model.fuse import fuse
-from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, StaticRange
+from qlab.model.inputs import StaticRange, static_range
+from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.methods import adaround, awq, gptq, hqq, rtn
-from qlab.model.observers import OBSERVERS
-from qlab.model.recipe import Activations, Recipe, get_recipe
+from qlab.model.observers import OBSERVERS, Observer
+from qlab.model.recipe import Recipe, get_recipe
 from qlab.model.record import Inputs, collect_inputs, data_hash
 from qlab.number.codec import cast
-from qlab.number.formats import IntFormat
 from qlab.show.table import Table
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.quantize import quantize
@@ -119,13 +119,15 @@ def quantize_model(
     _refuse_shared(model, chosen)
     if recipe.needs_calibration and calibration is None:
         raise ValueError(f"the recipe ({recipe}) needs to see data; give calibration=, an iterable of batches")
-    batches = None if calibration is None else list(calibration)
+    batches = _batches(calibration) if recipe.needs_calibration else None
     result = fuse(model)
     inputs, ranges = _look(result, recipe, chosen, batches)
-    changes = [
-        _quantize_layer(result, name, recipe, inputs.get(name), ranges.get(name), fake=fake)
-        for name in chosen
-    ] + left  # fmt: skip
+    changes = list(left)
+    for name in chosen:
+        new, change = _quantize_layer(result.get_submodule(name), name, recipe, inputs.get(name), ranges.get(name), fake=fake)
+        result = _replace(result, name, new)
+        changes.append(change)
+    _leave_fast_path(result)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
     result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
     result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
@@ -153,18 +155,6 @@ def quantization_map(model: nn.Module) -> Table:
     return Table(columns, rows)
 
 
-def static_range(lowest: float, highest: float, activations: Activations) -> StaticRange:
-    """Return scale and zero point that spread the codes over a range, as `qlab.tensor.scales` does."""
-    scheme, fmt = activations.scheme, activations.scheme.format
-    if scheme.zero != "integer":
-        largest = max(abs(lowest), abs(highest))
-        return StaticRange(largest / float(fmt.max) if largest > 0 else 1.0)  # type: ignore[union-attr]
-    assert isinstance(fmt, IntFormat)
-    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
-    scale = (highest - lowest) / (fmt.max - fmt.min) or 1.0
-    return StaticRange(scale, float(min(max(round(fmt.min - lowest / scale), fmt.min), fmt.max)))
-
-
 # --- what is asked ---------------------------------------------------------------------------------------------------
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
@@ -174,6 +164,13 @@ def _check_model(model: nn.Module) -> None:
     done = [name for name, module in model.named_modules() if isinstance(module, _QUANTIZED)]
     if done:
         raise ValueError(f"the model is already quantized ({done[0]!r} is a quantized layer); start from the original")
+
+
+def _batches(calibration: Iterable[Any] | None) -> list[Any]:
+    if calibration is None or isinstance(calibration, (Tensor, Mapping, str)):
+        given = "a single " + type(calibration).__name__
+        raise TypeError(f"calibration is an iterable of batches, not {given}; put it into a list: [batch]")
+    return list(calibration)
 
 
 def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChange]]:
@@ -187,8 +184,7 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
         if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             continue
         if type(module) not in kinds:
-            known = isinstance(module, (*_KINDS.values(), nn.LayerNorm))
-            why = "left: of another type" if known else "left: qlab has no such layer"
+            why = _why_left(module, recipe)
         elif not recipe.takes(name):
             why = "left: by its name"
         elif own[0].numel() < recipe.min_size:
@@ -198,10 +194,20 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
             continue
         size = sum(p.numel() * p.element_size() for p in own)
         left.append(LayerChange(name, type(module).__name__, "", "", why, size, size))
-    if not chosen:
+    if not chosen and not any("min_size" in change.how for change in left):
         there = [f"{name or '(the model)'}: {type(m).__name__}" for name, m in model.named_modules() if list(m.parameters(False))]
         raise ValueError(f"the recipe ({recipe}) takes no layer of this model; it has {', '.join(there) or 'no parameters'}")
     return chosen, left
+
+
+def _why_left(module: nn.Module, recipe: Recipe) -> str:
+    if type(module) in _KINDS.values():
+        return f"left: the recipe takes {', '.join(recipe.types)} only"
+    if isinstance(module, tuple(_KINDS.values())):
+        return "left: a class of its own, whose forward may differ"
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        return "left: normalization stays in floats"
+    return "left: qlab has no such layer"
 
 
 def _refuse_shared(model: nn.Module, chosen: list[str]) -> None:
@@ -228,14 +234,16 @@ def _look(
     observers = {}
     if recipe.activations is not None and recipe.activations.when == "static":
         scheme = recipe.activations.scheme
+        if scheme.scale.rule == "mean_abs":
+            raise ValueError(f"static {scheme} activations are for training (prepare_qat); take 'int8-asym', or when='dynamic'")
         kind = OBSERVERS[recipe.activations.observer]
-        observers = {name: kind(symmetric=scheme.zero is None, bits=min(scheme.bits, 16)) for name in layers}
+        observers = {name: _Named(name, kind(symmetric=scheme.zero is None, bits=scheme.bits)) for name in layers}
     names = layers if recipe.method in ("gptq", "awq", "adaround") else []
     inputs = collect_inputs(model, batches, names, observers=observers)
     ranges = {}
-    for name, observer in observers.items():
+    for name, named in observers.items():
         try:
-            lowest, highest = observer.range()
+            lowest, highest = named.observer.range()
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}; leave it out (skip=), or calibrate with batches that reach it") from None
         assert recipe.activations is not None
@@ -243,20 +251,34 @@ def _look(
     return inputs, ranges
 
 
+@dataclass
+class _Named:
+    """An observer that says whose inputs it refuses."""
+
+    name: str
+    observer: Observer
+
+    def update(self, x: Tensor) -> None:
+        try:
+            self.observer.update(x)
+        except ValueError as error:
+            raise ValueError(f"the inputs of layer {self.name!r}: {error}") from None
+
+
 # --- what is done ----------------------------------------------------------------------------------------------------
 def _quantize_layer(
-    model: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, *, fake: bool
-) -> LayerChange:
-    layer = model.get_submodule(name)
+    layer: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, *, fake: bool
+) -> tuple[nn.Module, LayerChange]:
+    """The new layer, and what was done."""
     before = sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False))
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     embedding = isinstance(layer, nn.Embedding)
     scheme = recipe.embeddings or recipe.weights if embedding else recipe.weights
     try:
         stored, input_scale = _codes(weight, scheme, recipe, inputs, embedding=embedding)
-    except ValueError as error:
-        raise ValueError(f"layer {name!r} of shape {tuple(weight.shape)}: {error}") from None
-    new: nn.Module
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"layer {name!r} of shape {tuple(weight.shape)}: {error}") from None
+    new: QuantizedConv | QuantizedEmbedding | QuantizedLinear
     if embedding:
         new = QuantizedEmbedding(stored, layer.padding_idx)  # type: ignore[arg-type]
     else:
@@ -264,17 +286,15 @@ def _quantize_layer(
         conv = isinstance(layer, (nn.Conv1d, nn.Conv2d))
         new = QuantizedConv(layer, stored, **how) if conv else QuantizedLinear(stored, layer.bias, **how)  # type: ignore[arg-type]
     new.eval()
-    _replace(model, name, new)
     brought_back = torch.as_tensor(stored.dequantize()).to(weight.device, torch.float64)  # (out, in * kernel)
     if input_scale is not None:
         brought_back = brought_back * input_scale.double()
     noise = float((brought_back - weight.reshape(brought_back.shape).double()).square().sum())
     sqnr = None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
     after = sum(b.numel() * b.element_size() for key, b in new.named_buffers() if not key.endswith(("about", "sums")))
-    computes = getattr(new, "extra_repr", str)().rpartition(", ")[2] if not embedding else "rows brought back"
-    return LayerChange(
+    return new, LayerChange(
         name, type(layer).__name__, str(scheme or "as they are"), "" if embedding else str(recipe.activations or "as they are"),
-        computes, before, after, sqnr,
+        new.how, before, after, sqnr,
     )  # fmt: skip
 
 
@@ -317,8 +337,17 @@ def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
     return result
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
+def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in place of another, and return the model: the new module, if the model is that layer itself."""
     if not name:
-        raise ValueError("the model is itself one layer; put it into an nn.Sequential")
+        return module
+    parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+    return model
+
+
+def _leave_fast_path(model: nn.Module) -> None:
+    """Make torch's encoder layers call their linear layers, which they do not where they compute from the weights at once."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, _QUANTIZED) for m in module.modules()):
+            module.activation_relu_or_gelu = 0

@@ -32,7 +32,9 @@ FLAGS = [
     "--disable-sync",
 ]
 WORDS = {"en": "memory", "zh": "量化", "vi": "lượng", "fa": "کوانتش"}
-SAME_IN_ALL = {"qlab", "Ctrl", "K", "+", "Ctrl+K", ".ipynb", ".pdf", ".md", "English", "中文", "Tiếng Việt", "فارسی", "#.#. Softmax"}
+SAME_IN_ALL = {
+    "qlab", "Ctrl", "K", "+", "Ctrl+K", ".ipynb", ".pdf", ".md", "English", "中文", "Tiếng Việt", "فارسی", "#.#. Softmax",
+}  # fmt: skip
 
 READY = "window.MathJax?.startup?.promise?.then(() => true) ?? true"
 SIDEWAYS = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth"

@@ -364,7 +364,6 @@ REFUSED = [
     ({"weights": "int4-axis2"}, {}, r"layer '0' of shape \(24, 12\): x has 2 dimensions"),
     ({"weights": "int4-b4"}, {"steps": "lsq"}, "not for weights in int4-b4"),
     ({"weights": "int4-channel", "activations": "int4-asym"}, {"clip": "pact"}, r"has int4-asym \(dynamic\).*'static'"),
-    ({"weights": "int4", "activations": qlab.Activations("int4-row", "static")}, {}, "have one scale.*int4-row"),
     ({"weights": "int4", "activations": qlab.Activations("e4m3", "static")}, {"steps": "lsq"}, "integers, not e4m3"),
     ({"weights": "int4"}, {"steps": "adam"}, "steps='adam' is not known.*'lsq'"),
     ({"weights": "int4"}, {"clip": True}, "clip=True is not known"),
@@ -378,6 +377,12 @@ REFUSED = [
 def test_what_cannot_be_trained_is_refused(recipe, how, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         qlab.prepare_qat(mlp(), qlab.Recipe(**recipe), **how)
+
+
+def test_a_model_that_is_itself_one_layer():
+    prepared, x = qlab.prepare_qat(nn.Linear(12, 5), static("int8-channel", "int8-asym")), torch.randn(4, 12)
+    prepared.train()(x)
+    assert torch.allclose(qlab.convert(prepared, show=False)(x), prepared.eval()(x), atol=1e-5)
 
 
 def test_models_that_are_not_fit_are_refused():
@@ -401,8 +406,6 @@ def test_models_that_are_not_fit_are_refused():
     tied[3].weight = tied[2].weight
     with pytest.raises(ValueError, match="share one weight"):
         qlab.prepare_qat(tied, recipe)
-    with pytest.raises(ValueError, match="one layer"):
-        qlab.prepare_qat(nn.Linear(3, 3), recipe)
     with pytest.raises(ValueError, match="padding_mode='circular'"):
         qlab.prepare_qat(nn.Sequential(nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")), recipe)
     for verb in (lambda m: qlab.prepare_qat(m, recipe), qlab.convert):
