@@ -248,16 +248,17 @@ class ExponentLane:
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece that is ordinary: no tiny numbers, no minus zero, nothing that overflows."""
         bits = x.view(np.uint32)
-        if x.view(np.int32).max() > 0x7F400000:
-            return False
-        rounded = np.right_shift(bits, 23, out=scratch("field", np.uint32, x.size))
-        np.bitwise_and(rounded, 1, out=rounded)
-        np.add(rounded, 0x3FFFFF, out=rounded)  # just under half a step, or half a step where the exponent is odd
-        np.add(rounded, bits, out=rounded)
+        rounded = np.add(bits, 0x3FFFFF, out=scratch("field", np.uint32, x.size))  # just under half a step
+        rest = np.bitwise_or(rounded, 0xFF800000, out=scratch("rest bits", np.uint32, x.size))
+        if rest.max() == 0xFFFFFFFF:  # half a step exactly: half a step more where the exponent is odd
+            np.right_shift(bits, 23, out=rest)
+            np.bitwise_and(rest, 1, out=rest)
+            np.add(rounded, rest, out=rounded)
         np.bitwise_and(rounded, 0xFF800000, out=rounded)
-        lowest = rounded.view(np.int32).min()
-        if rounded.min() <= 0x800000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
-            return False  # 2**-126 and below, where floats are subnormal; minus zero
+        signed = rounded.view(np.int32)
+        lowest = signed.min()
+        if rounded.min() <= 0x800000 or signed.max() >= 0x7F800000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
+            return False  # 2**-126 and below, where floats are subnormal; minus zero; what overflows
         np.clip(rounded, self.zero, self.nan, out=out.view(np.uint32))  # what has a sign becomes NaN
         return True
 
