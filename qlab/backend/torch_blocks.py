@@ -21,7 +21,7 @@ from qlab.number.formats import FloatFormat, Format, IntFormat
 from qlab.tensor.affine import LEAST, safe_scale
 from qlab.tensor.blocks import regions, scale_shape, scale_table
 from qlab.tensor.clipping import SLACK
-from qlab.tensor.codebooks import FP4_SECOND_ZERO
+from qlab.tensor.codebooks import FP4_SECOND_ZERO, dynamic_cells
 from qlab.tensor.packing import packed_size
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.quantize import filler_of
@@ -202,6 +202,10 @@ def _code_rows(
     if isinstance(fmt, IntFormat):
         codes = scaled.clamp(fmt.min, fmt.max).to(torch.int32)
         return (codes & ((1 << fmt.bits) - 1) if fmt.bits <= 8 else codes), inside
+    if fmt.name == "dynamic8" and scheme.scale.reciprocal:  # as bitsandbytes finds them, by cells
+        cells = ((scaled + 1) * 32767.5 + 0.5).long().clamp(0, 65535)
+        codes = torch.from_numpy(dynamic_cells()).to(scaled.device)[cells]
+        return torch.where(scale == 0, 0, codes.int()).to(torch.uint8), inside
     deep = isinstance(fmt, FloatFormat) and fmt.emin < -126
     layout = FLOAT64 if deep or scaled.dtype is torch.float64 else FLOAT32
     scaled = scaled.double() if layout is FLOAT64 else scaled

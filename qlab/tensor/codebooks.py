@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -346,6 +347,23 @@ def dynamic_map(*, signed: bool = True) -> TableFormat:
     negative = -positive if signed else positive[:0]
     ends = np.array([0, 1], np.float32)
     return TableFormat("dynamic8" if signed else "udynamic8", np.sort(np.concatenate([negative, ends, positive])))
+
+
+@lru_cache(maxsize=1)
+def dynamic_cells() -> Array:
+    """Return the code of each of the 65,536 cells that bitsandbytes' CPU path divides -1 to 1 into: uint8 of shape (65536,).
+
+    It takes the code that is nearest to the middle of the cell ``int((x + 1) * 32767.5 + 0.5)``, not to `x` itself.
+
+    Examples
+    --------
+    >>> from qlab.tensor.codebooks import dynamic_cells
+    >>> dynamic_cells()[[0, 32768, 65535]].tolist()
+    [0, 131, 255]
+    """
+    values = np.array(dynamic_map().table)
+    middles = np.arange(1 << 16) / 32767.5 - 1
+    return np.searchsorted((values[1:] + values[:-1]) / 2, middles).astype(np.uint8)
 
 
 # --- tools -------------------------------------------------------------------------------------------------------------

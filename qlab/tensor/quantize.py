@@ -19,7 +19,7 @@ from qlab.number.codec import code_dtype, encode
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import Format, IntFormat, TableFormat
 from qlab.tensor.affine import LEAST, from_minimum, largest_of, to_values
-from qlab.tensor.codebooks import FP4_SECOND_ZERO, lloyd_max
+from qlab.tensor.codebooks import FP4_SECOND_ZERO, dynamic_cells, lloyd_max
 from qlab.tensor.packing import pack, packed_size, unpack
 from qlab.tensor.qtensor import QTensor, scale_values
 from qlab.tensor.scheme import Fitted, Scheme, get_scheme
@@ -301,9 +301,20 @@ def _codes(rows: Array, scale: Array, zero: Array | None, step: Walk, scratch: S
         np.copyto(codes, steps, casting="unsafe")
         return codes.view(np.uint8) if step.fmt.bits <= 8 else codes
     scaled = _scaled(rows, scale, step, scratch)
+    if step.by_cells:
+        return _codes_by_cells(scaled, scale, rows.shape[1])
     codes = step.rounder.lane.encode(scaled, scratch)
     if step.fmt.name == "fp4_bnb":  # its second zero
         np.copyto(codes, FP4_SECOND_ZERO, where=(codes == 0) & (scaled > 0))
+    return codes
+
+
+def _codes_by_cells(scaled: Array, scale: Array, block: int) -> Array:
+    """Codes of the dynamic map as bitsandbytes finds them; 0 in blocks of zeros."""
+    kind = scaled.dtype.type
+    cells = ((scaled + kind(1)) * kind(32767.5) + kind(0.5)).astype(np.intp)
+    codes: Array = dynamic_cells()[np.clip(cells, 0, 65535)]
+    codes[np.repeat(scale == 0, block)] = 0
     return codes
 
 
@@ -317,6 +328,9 @@ def _values(rows: Array, scale: Array, zero: Array | None, into: Array, limit: f
             np.subtract(values, step.kind.type(step.fmt.min), out=values)
         else:
             np.add(values, 0, out=values)  # integers have one zero
+    elif step.by_cells:
+        codes = _codes_by_cells(_scaled(rows, scale, step, scratch), scale, rows.shape[1])
+        values = np.array(step.fmt.values()[codes], step.kind).reshape(rows.shape)
     else:
         values = scratch("rounded rows", step.kind, rows.size)
         step.rounder.cast(_scaled(rows, scale, step, scratch), values, scratch)

@@ -107,6 +107,8 @@ class Walk(Plan):
         wide = array.dtype == np.float64 or (array.dtype.kind in "iu" and array.dtype.itemsize > 2)
         self.kind = np.dtype(np.float64 if wide else np.float32)
         self.offset = self._mean() if scheme.center else None
+        self.by_cells = fmt.name == "dynamic8" and scheme.scale.reciprocal  # bitsandbytes' nested scales
+        self.by_cells = fmt.name == "dynamic8" and scheme.scale.reciprocal  # bitsandbytes' nested scales
         self.rounder = saturating_rounder(fmt, self.kind)
 
     def _mean(self) -> float:
