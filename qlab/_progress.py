@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
+from typing import TypeVar
 
-__all__ = ["PATIENCE", "Progress"]
+__all__ = ["PATIENCE", "Progress", "progress"]
 
 PATIENCE = 2.0
 """Seconds of silence."""
+
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -17,11 +22,11 @@ class Progress:
 
     Parameters
     ----------
-    count : int
-        How many steps there are.
+    count : int or None
+        How many steps there are, if that is known.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int | None) -> None:
         self._count, self._done, self._name = count, 0, ""
         self._late, self._lock = False, threading.Lock()
         self._timer = threading.Timer(PATIENCE, self._show)
@@ -53,5 +58,14 @@ class Progress:
 
     def _write(self) -> None:
         if self._late and self._name:
-            sys.stderr.write(f"\r\x1b[K{self._done}/{self._count} {self._name}")
+            of = "" if self._count is None else f"/{self._count}"
+            sys.stderr.write(f"\r\x1b[K{self._done}{of} {self._name}")
             sys.stderr.flush()
+
+
+def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """Go through items, and say which of them it is."""
+    with Progress(len(items) if isinstance(items, Sized) else None) as line:
+        for item in items:
+            line.begin(what)
+            yield item

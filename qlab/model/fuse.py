@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["fuse", "pairs_to_fuse"]
+__all__ = ["fuse", "pairs_to_fuse", "replace_layer"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -63,8 +63,8 @@ def fuse(model: nn.Module) -> nn.Module:
     for before, norm in pairs_to_fuse(model):
         layer, bn = model.get_submodule(before), model.get_submodule(norm)
         folded = fuse_linear_bn_eval(layer, bn) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, bn)  # type: ignore[type-var, arg-type]
-        _replace(model, before, folded)
-        _replace(model, norm, nn.Identity())
+        replace_layer(model, before, folded)
+        replace_layer(model, norm, nn.Identity())
     return model
 
 
@@ -104,6 +104,10 @@ def _can_take(layer: nn.Module, norm: nn.Module) -> bool:
     return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)) and getattr(norm, "running_var", None) is not None
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in place of another, and return the model: the new module, if the model is that layer itself."""
+    if not name:
+        return module
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+    return model

@@ -13,16 +13,16 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qlab._check import one_of
 from qlab.backend.torch_ops import GRADIENTS
-from qlab.model.fuse import pairs_to_fuse
+from qlab.model.fuse import pairs_to_fuse, replace_layer
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
 from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, LearnedWeights, RuleWeights, is_plain
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.transform import LayerChange, _choose, _refuse_shared, _replace, quantization_map
+from qlab.model.transform import LayerChange, _choose, _refuse_shared, bytes_of, quantization_map, sqnr_of
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerTensor
 from qlab.tensor.qtensor import QTensor
@@ -128,9 +128,9 @@ def prepare_qat(
         new.to(layer.weight.device)  # type: ignore[arg-type]
         for part in (new, new.rounding, *([] if inputs is None else [inputs])):
             part.training = layer.training  # batch normalization keeps its own mode
-        result = _replace(result, name, new)
+        result = replace_layer(result, name, new)
         if norm is not None:
-            result = _replace(result, norms[name], nn.Identity().train(norm.training))
+            result = replace_layer(result, norms[name], nn.Identity().train(norm.training))
     return result
 
 
@@ -179,10 +179,10 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
         own = list(module.parameters(recurse=False))
         if name in layers:
             new, change = _converted(layers[name], name)
-            result = _replace(result, name, new)
+            result = replace_layer(result, name, new)
             changes.append(change)
         elif own and not any(name.startswith(f"{taken}.") for taken in layers):
-            size = _bytes(own)
+            size = bytes_of(own)
             changes.append(LayerChange(name, type(module).__name__, "", "", "left: not prepared", size, size))
     result.quantization_changes = changes  # type: ignore[assignment]
     result.calibration_hash = None  # type: ignore[assignment]
@@ -323,19 +323,9 @@ def _converted(layer: QATLayer, name: str) -> tuple[nn.Module, LayerChange]:
     own = [
         p for p in (layer.weight, layer.bias, *(layer.norm.parameters() if layer.norm is not None else ())) if p is not None
     ]
-    after = _bytes([b for key, b in new.named_buffers() if not key.endswith(("about", "sums"))])
+    after = bytes_of([b for key, b in new.named_buffers() if not key.endswith(("about", "sums"))])
     computes = new.extra_repr().rpartition(", ")[2]
     return new, LayerChange(
-        name, layer.kind, str(stored.scheme), str(layer.activations or "as they are"), computes, _bytes(own), after,
-        _sqnr(weight, torch.as_tensor(stored.dequantize()).to(weight.device)),
+        name, layer.kind, str(stored.scheme), str(layer.activations or "as they are"), computes, bytes_of(own), after,
+        sqnr_of(weight, torch.as_tensor(stored.dequantize()).to(weight.device)),
     )  # fmt: skip
-
-
-def _sqnr(weight: Tensor, rounded: Tensor) -> float | None:
-    """Signal to quantization noise in decibels; None where nothing was lost."""
-    noise = (rounded.double() - weight.reshape(rounded.shape).double()).square().sum()
-    return None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
-
-
-def _bytes(tensors: list[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -8,26 +8,24 @@ through forward hooks, in eval mode, and is left as it was found. Inputs of a co
 from __future__ import annotations
 
 import hashlib
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "patches", "progress", "run_batches"]
+from qlab._progress import progress
+
+__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "patches", "run_batches"]
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Layers whose inputs are collected."""
-
-Item = TypeVar("Item")
 
 
 class Watches(Protocol):
@@ -304,21 +302,6 @@ def data_hash(batches: Iterable[Any]) -> str:
             if isinstance(value, Tensor):
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """Go through items; where that takes over two seconds and stderr is a terminal, show how far it is."""
-    total = len(items) if isinstance(items, Sized) else None
-    start, shown = time.perf_counter(), False
-    for number, item in enumerate(items):
-        if sys.stderr.isatty() and time.perf_counter() - start > 2:
-            shown = True
-            done = "" if not total else "#" * (30 * number // total)
-            of = f"{number}" if total is None else f"[{done:30}] {number}/{total}"
-            print(f"\r{what} {of}", end="", file=sys.stderr, flush=True)
-        yield item
-    if shown:
-        print(f"\r{'':{len(what) + 60}}\r", end="", file=sys.stderr, flush=True)
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlab.model.fuse import fuse
+from qlab.model.fuse import fuse, replace_layer
 from qlab.model.inputs import StaticRange, static_range
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.methods import adaround, awq, gptq, hqq, rtn
@@ -125,7 +125,7 @@ def quantize_model(
     changes = list(left)
     for name in chosen:
         new, change = _quantize_layer(result.get_submodule(name), name, recipe, inputs.get(name), ranges.get(name), fake=fake)
-        result = _replace(result, name, new)
+        result = replace_layer(result, name, new)
         changes.append(change)
     _leave_fast_path(result)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
@@ -192,7 +192,7 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
         else:
             chosen.append(name)
             continue
-        size = sum(p.numel() * p.element_size() for p in own)
+        size = bytes_of(own)
         left.append(LayerChange(name, type(module).__name__, "", "", why, size, size))
     if not chosen and not any("min_size" in change.how for change in left):
         there = [f"{name or '(the model)'}: {type(m).__name__}" for name, m in model.named_modules() if list(m.parameters(False))]
@@ -270,7 +270,7 @@ def _quantize_layer(
     layer: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, *, fake: bool
 ) -> tuple[nn.Module, LayerChange]:
     """The new layer, and what was done."""
-    before = sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False))
+    before = bytes_of(layer.parameters(recurse=False))
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     embedding = isinstance(layer, nn.Embedding)
     scheme = recipe.embeddings or recipe.weights if embedding else recipe.weights
@@ -289,12 +289,10 @@ def _quantize_layer(
     brought_back = torch.as_tensor(stored.dequantize()).to(weight.device, torch.float64)  # (out, in * kernel)
     if input_scale is not None:
         brought_back = brought_back * input_scale.double()
-    noise = float((brought_back - weight.reshape(brought_back.shape).double()).square().sum())
-    sqnr = None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
-    after = sum(b.numel() * b.element_size() for key, b in new.named_buffers() if not key.endswith(("about", "sums")))
+    after = bytes_of([b for key, b in new.named_buffers() if not key.endswith(("about", "sums"))])
     return new, LayerChange(
         name, type(layer).__name__, str(scheme or "as they are"), "" if embedding else str(recipe.activations or "as they are"),
-        new.how, before, after, sqnr,
+        new.how, before, after, sqnr_of(weight, brought_back),
     )  # fmt: skip
 
 
@@ -337,17 +335,19 @@ def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
     return result
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put a module in place of another, and return the model: the new module, if the model is that layer itself."""
-    if not name:
-        return module
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-    return model
-
-
 def _leave_fast_path(model: nn.Module) -> None:
     """Make torch's encoder layers call their linear layers, which they do not where they compute from the weights at once."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, _QUANTIZED) for m in module.modules()):
             module.activation_relu_or_gelu = 0
+
+
+def sqnr_of(weight: Tensor, rounded: Tensor) -> float | None:
+    """Return the signal to quantization noise in decibels; None where nothing was lost."""
+    noise = (rounded.double() - weight.reshape(rounded.shape).double()).square().sum()
+    return None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return how many bytes tensors take."""
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -27,15 +27,6 @@ def by_library(x: torch.Tensor, name: str) -> torch.Tensor:
     return torch.from_numpy(x.detach().numpy().astype(DTYPES[name]).astype(np.float64))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small lose time by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -21,15 +21,6 @@ from qlab.model.packed import Packed
 SCHEMES = ["int8-channel", "nf4", "int3-b32/f16", "int2-b32/f16"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small lose time by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -16,15 +16,6 @@ from qlab.model.qat_layers import QATLayer  # noqa: E402
 from qlab.model.qat_rounding import AveragedInput, LearnedWeights, RuleWeights  # noqa: E402
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors lose time by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def static(weights: str, inputs: str, **kwargs) -> qlab.Recipe:
     return qlab.Recipe(weights, qlab.Activations(inputs, "static"), **kwargs)
 

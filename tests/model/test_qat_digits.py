@@ -9,15 +9,6 @@ pytest.importorskip("sklearn")
 from torch import nn  # noqa: E402
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors lose time by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures() -> tuple:
     digits = qlab.data.digits()
     x, y, test_x, test_y = (torch.from_numpy(part) for part in digits)
