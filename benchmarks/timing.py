@@ -13,19 +13,26 @@ from pathlib import Path
 from statistics import median
 
 RESULTS = Path(__file__).parent / "results"
+RUN = 0.02
+"""Seconds that a run lasts at least: of what takes microseconds, the first call after other work is not what is asked."""
 
 
 def side_by_side(candidates: dict[str, Callable[[], object]], *, elements: int, repeats: int = 9) -> dict[str, float]:
-    """Return nanoseconds per element, the median over interleaved runs, of each candidate."""
+    """Return nanoseconds per element, the median over interleaved runs, of each candidate; a short one is called in a row."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for work in candidates.values():
-        work()
+    calls = {name: 1 + int(RUN / min(_seconds(work, 1) for _ in range(2))) for name, work in candidates.items()}
     for _ in range(repeats):
         for name, work in candidates.items():
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(_seconds(work, calls[name]))
     return {name: median(t) / elements * 1e9 for name, t in times.items()}
+
+
+def _seconds(work: Callable[[], object], calls: int) -> float:
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - start) / calls
 
 
 def machine() -> dict[str, str]:

@@ -92,29 +92,29 @@ def _scratch() -> Scratch:
     return scratch
 
 
-def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int = PIECE) -> None:
+def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int | None = None) -> None:
     """Call `work(slice, scratch)` for consecutive slices that cover `range(n)`, in threads if there are many.
 
     `work` must touch only its own slice of any output. The first exception that a piece raises is raised here.
     """
-    threads = min(get_num_threads(), n // piece)
-    starts = range(0, n, piece)
-    if threads <= 1:
+    threads = min(get_num_threads(), n // (piece or PIECE))
+    if piece is None:  # in threads longer ones: after each of NumPy's calls they may wait for the interpreter's lock
+        piece = 2 * PIECE if threads > 1 and n >= 16 * threads * PIECE else PIECE
+    starts = iter(range(0, n, piece))  # shared: who is done first takes the next
+
+    def run() -> None:
         scratch = _scratch()
         for start in starts:
             work(slice(start, min(start + piece, n)), scratch)
+
+    if threads <= 1:
+        run()
         return
-
-    def run(worker: int) -> None:
-        scratch = _scratch()
-        for start in starts[worker::threads]:
-            work(slice(start, min(start + piece, n)), scratch)
-
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="qlab")
-    others = [_pools[threads].submit(run, worker) for worker in range(1, threads)]
+    others = [_pools[threads].submit(run) for _ in range(1, threads)]
     try:
-        run(0)
+        run()
     finally:
         errors = [future.exception() for future in others]
     for error in errors:

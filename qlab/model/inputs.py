@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from qlab.number.codec import cast
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerRow, PerTensor
 from qlab.tensor.quantize import fake_quantize
-from qlab.tensor.scheme import Fitted
+from qlab.tensor.scheme import Fitted, Scheme
 
 __all__ = ["StaticRange", "Steps", "find_steps", "has_steps", "quantized_input", "static_range"]
 
@@ -73,13 +74,13 @@ class Steps(NamedTuple):
     ----------
     steps : float32 tensor of the shape of the input
         Integers from the lowest to the highest code of the format.
-    scale : float32 tensor of shape () or (*lead, 1)
-    zero : float32 tensor of the shape of the scale, or None
+    scale : float, or float32 tensor of shape () or (*lead, 1)
+    zero : as the scale, or None
     """
 
     steps: Tensor
-    scale: Tensor
-    zero: Tensor | None
+    scale: Tensor | float
+    zero: Tensor | float | None
 
 
 def has_steps(activations: Activations) -> bool:
@@ -112,24 +113,47 @@ def find_steps(x: Tensor, activations: Activations, static: StaticRange | None) 
     scheme, fmt = activations.scheme, activations.scheme.format
     assert isinstance(fmt, IntFormat)
     x = x.float()
-    zero: Tensor | None = None
+    scale: Tensor | float
+    zero: Tensor | float | None
     if static is not None:
         scale, zero = static.scale, static.zero if scheme.zero == "integer" else None
+    elif isinstance(scheme.blocks, PerRow):
+        scale, zero = _spread(*torch.aminmax(x, dim=-1, keepdim=True), scheme, fmt)
+    elif x.device.type == "cpu" and not torch.compiler.is_compiling():
+        scale, zero = _spread_one(*torch.aminmax(x), scheme, fmt)
     else:
-        low, high = torch.aminmax(x, dim=-1, keepdim=True) if isinstance(scheme.blocks, PerRow) else torch.aminmax(x)
-        if scheme.zero is None:
-            absmax = torch.maximum(high, -low)
-            scale = absmax / torch.full_like(absmax, fmt.max)  # a tensor: CUDA multiplies by a number's reciprocal
-        else:
-            low, high = low.clamp(max=0), high.clamp(min=0)
-            scale = (high - low) / torch.full_like(low, fmt.max - fmt.min)
-        scale = scale.clamp_(min=_SMALLEST)  # zeros stay zeros; and no scale is lost that was too small for float32
-        if scheme.zero is not None:
-            zero = (fmt.min - low / scale).round_().clamp_(fmt.min, fmt.max)
+        scale, zero = _spread(*torch.aminmax(x), scheme, fmt)
     steps = (x / scale).round_()
     if zero is not None:
         steps += zero
     return Steps(steps.clamp_(fmt.min, fmt.max), scale, zero)
+
+
+def _spread(low: Tensor, high: Tensor, scheme: Scheme, fmt: IntFormat) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point that spread the codes from the lowest to the highest value of each row."""
+    if scheme.zero is None:
+        absmax = torch.maximum(high, -low)
+        scale = absmax / torch.full_like(absmax, fmt.max)  # a tensor: CUDA multiplies by a number's reciprocal
+        return scale.clamp_(
+            min=float(_SMALLEST)
+        ), None  # zeros stay zeros; and no scale is lost that was too small for float32
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / torch.full_like(low, fmt.max - fmt.min)).clamp_(min=_SMALLEST)
+    return scale, (fmt.min - low / scale).round_().clamp_(fmt.min, fmt.max)
+
+
+def _spread_one(low: Tensor, high: Tensor, scheme: Scheme, fmt: IntFormat) -> tuple[float, float | None]:
+    """The same of one row, in numbers: a dozen calls of torch take longer than the quantizing of a small input."""
+    lowest, highest = low.item(), high.item()
+    if scheme.zero is None:
+        return max(float(np.float32(max(highest, -lowest)) / np.float32(fmt.max)), _SMALLEST), None
+    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+    scale = np.float32(highest - lowest) / np.float32(fmt.max - fmt.min)  # float64 holds a difference well enough
+    if not scale < np.inf:
+        return float(scale), 0.0  # infinities or NaN, as the outputs will be
+    scale = max(scale, np.float32(_SMALLEST))
+    zero = float(np.rint(np.float32(fmt.min) - np.float32(lowest) / scale))
+    return float(scale), min(max(zero, float(fmt.min)), float(fmt.max))
 
 
 def quantized_input(x: Tensor, activations: Activations, static: StaticRange | None) -> Tensor:

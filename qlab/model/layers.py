@@ -1,7 +1,7 @@
 """Layers whose weights are packed: linear, convolution, embedding.
 
-A layer multiplies integers where both sides are integers (`torch._int_mm`, zero points expanded), else it brings its weights
-back on the fly and multiplies floats; a *fake* layer keeps them as floats that are already rounded, for study. In all three
+A layer multiplies integers where both sides are integers (`qlab.model.kernels`), else it brings its weights back on the fly
+and multiplies floats; a *fake* layer keeps them as floats that are already rounded, for study. In all three
 the values are the same up to the rounding of the float product.
 
     sum (x_scale (qx - x_zero)) (w_scale qw) = x_scale w_scale (sum qx qw - x_zero sum qw)
@@ -15,60 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qlab.model.inputs import StaticRange, find_steps, has_steps, quantized_input
+from qlab.model.inputs import StaticRange, Steps, find_steps, has_steps, quantized_input
+from qlab.model.kernels import ConvKernel, LinearKernel, has_kernels, integer_matmul
 from qlab.model.packed import Packed
 from qlab.model.recipe import Activations
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.qtensor import QTensor
 
-__all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRange", "integer_matmul"]
+__all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRange"]
 
 _LONGEST = (2**31 - 1) // (255 * 128)
 """Products of as many 8-bit integers, less zero points, add up to what 32 bits hold."""
-_LARGE = 2**21
-"""From so many weights on, the CPU's kernel is faster with the weight on the left: it lays out anew only what is right."""
-
-
-def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the exact product of integers.
-
-    Parameters
-    ----------
-    x : int8 tensor of shape (rows, in)
-    weight : int8 tensor of shape (out, in)
-
-    Returns
-    -------
-    product : int32 tensor of shape (rows, out)
-        ``x @ weight.T``. Exact.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from qlab.model.layers import integer_matmul
-    >>> integer_matmul(torch.full((1, 3), -128, dtype=torch.int8), torch.full((2, 3), 127, dtype=torch.int8))
-    tensor([[-48768, -48768]], dtype=torch.int32)
-    """
-    if x.device.type == "cuda":
-        return _padded_matmul(x, weight)
-    if x.shape[1] == 1:  # which torch 2.13 gets wrong on the CPU: it reads beside the weight
-        return x.to(torch.int32) * weight.t().to(torch.int32)
-    if weight.numel() >= _LARGE:
-        return torch._int_mm(weight, x.t()).t()
-    return torch._int_mm(x, weight.t())
-
-
-def _padded_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """The same for CUDA's kernel, which takes more than 16 rows, and multiples of 8 else: what is missing is zeros."""
-    (rows, size), out = x.shape, weight.shape[0]
-    x = functional.pad(x, (0, -size % 8, 0, max(17 - rows, 0)))
-    weight = functional.pad(weight, (0, -size % 8, 0, -out % 8))
-    return torch._int_mm(x, weight.t())[:rows, :out]
 
 
 def _codes_made_again(layer: _Quantized, _: Any) -> None:
-    """After a state dict is loaded: the sums of codes, which are not in it."""
+    """After a state dict is loaded: the sums of codes and the kernel, which are not in it."""
+    layer.kernel = None
     if layer.integer:
         layer.sums = layer.weight.int8_codes().sum(dim=1, dtype=torch.int32)
 
@@ -88,6 +51,8 @@ class _Quantized(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.activations, self.static, self.fake = activations, static, fake
+        self.one_scale = static is not None or (activations is not None and isinstance(activations.scheme.blocks, PerTensor))
+        self.kernel: LinearKernel | ConvKernel | None = None  # made at the first call on a CPU; in no state dict
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
@@ -111,6 +76,13 @@ class _Quantized(nn.Module):
             weight.shape[-1] <= _LONGEST
         )  # fmt: skip
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kernel": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.kernel = None  # it holds the weights of before
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats."""
         return self.values.to(dtype) if self.fake else self.weight.dequantize(dtype)
@@ -121,8 +93,8 @@ class _Quantized(nn.Module):
             x = x * self.input_scale.to(x.dtype)
         return x if self.activations is None else quantized_input(x, self.activations, self.static)
 
-    def _input_codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes of int8, in the shape of x, their scale, and their zero point as int32."""
+    def _input_codes(self, x: Tensor) -> Steps:
+        """Codes of int8, in the shape of x, their scale, and the code that stands for zero."""
         assert self.activations is not None
         fmt = self.activations.scheme.format
         assert isinstance(fmt, IntFormat)
@@ -131,14 +103,35 @@ class _Quantized(nn.Module):
         steps, scale, zero = find_steps(x, self.activations, self.static)
         if fmt.max > 127:  # unsigned 8 bits: 0..255 becomes -128..127, its zero point with it
             steps -= 128
-            zero = torch.full_like(scale, -128) if zero is None else zero - 128
-        return steps.to(torch.int8), scale, None if zero is None else zero.to(torch.int32)
+            zero = -128 if zero is None else zero - 128
+        return Steps(steps.to(torch.int8), scale, zero)
 
-    def _rescaled(self, product: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def _ready_kernel(self, device: torch.device) -> LinearKernel | ConvKernel | None:
+        """The CPU's kernel, if it can do the product: it takes one scale for the whole input, in float32."""
+        if not self.one_scale or not has_kernels(device):
+            return None
+        if self.kernel is None and self.weight.scale.dtype == torch.float32:  # type: ignore[union-attr]
+            self.kernel = self._make_kernel()
+        return self.kernel
+
+    def _make_kernel(self) -> LinearKernel | ConvKernel:
+        raise NotImplementedError
+
+    def _outputs(self, kernel: LinearKernel | ConvKernel, x: Tensor) -> Tensor:
+        """Outputs of the kernel."""
+        codes, scale, zero = self._input_codes(x)
+        scales: Tensor = self.weight.scale * scale  # type: ignore[assignment, operator]
+        if scales.ndim == 0:
+            scales = scales.expand(self.weight.shape[0]).contiguous()
+        bias = self.bias
+        outputs = kernel(codes, 0 if zero is None else int(zero), scales, bias if bias is None else bias.float())
+        return outputs.to(x.dtype)
+
+    def _rescaled(self, product: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Tensor:
         """Turn an exact product of codes, int32 of shape (rows, out), into outputs, float32."""
         if zero is not None:
             assert self.sums is not None
-            product -= zero * self.sums
+            product -= (zero.to(torch.int32) if isinstance(zero, Tensor) else int(zero)) * self.sums
         weight_scale = self.weight.scale
         assert isinstance(weight_scale, Tensor)
         outputs = (product * (scale * weight_scale)).contiguous()
@@ -193,9 +186,16 @@ class QuantizedLinear(_Quantized):
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return functional.linear(x, self.weights(x.dtype), bias)
-        codes, scale, zero = self._input_codes(x.reshape(-1, x.shape[-1]))  # (rows, in)
-        product = integer_matmul(codes, self.weight.int8_codes())  # (rows, out)
-        return self._rescaled(product, scale, zero).reshape(*x.shape[:-1], -1).to(x.dtype)
+        rows, kernel = x.reshape(-1, x.shape[-1]), self._ready_kernel(x.device)
+        if kernel is not None:
+            outputs = self._outputs(kernel, rows)
+        else:
+            codes, scale, zero = self._input_codes(rows)
+            outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero).to(x.dtype)
+        return outputs.reshape(*x.shape[:-1], -1)  # of (rows, out)
+
+    def _make_kernel(self) -> LinearKernel:
+        return LinearKernel(self.weight.int8_codes())
 
 
 class QuantizedConv(_Quantized):
@@ -211,11 +211,19 @@ class QuantizedConv(_Quantized):
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, weight: QTensor, **kwargs: Any) -> None:
         super().__init__(weight, layer.bias, **kwargs)
-        self.integer = self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
+        self.integer = (
+            self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
+        )
         self.weight_shape = tuple(layer.weight.shape)
-        self.stride, self.dilation, self.groups, self.kernel = layer.stride, layer.dilation, layer.groups, layer.kernel_size
+        self.stride, self.dilation, self.groups, self.kernel_size = (
+            layer.stride,
+            layer.dilation,
+            layer.groups,
+            layer.kernel_size,
+        )
         self.padding = tuple(layer._reversed_padding_repeated_twice)  # as functional.pad takes it, "same" as numbers
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self.pads_itself = self.padding_mode == "constant" and self.padding[::-2] == self.padding[-2::-2]  # the kernel does
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats, shape (out, in / groups, *kernel)."""
@@ -223,17 +231,20 @@ class QuantizedConv(_Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution, shape (n, out, *size), or (out, *size) of an input without a batch."""
-        if x.ndim == len(self.kernel) + 1:
+        if x.ndim == len(self.kernel_size) + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if not self.integer:
             x = self._padded(self._prepared(x))
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            if len(self.kernel) == 1:
+            if len(self.kernel_size) == 1:
                 return functional.conv1d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
             return functional.conv2d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
+        kernel = self._ready_kernel(x.device)
+        if kernel is not None:
+            return self._outputs(kernel, x if self.pads_itself else self._padded(x))
         codes, scale, zero = self._input_codes(self._padded(x))  # zero is a code of its own: the border is exact
         windows = self._windows(codes)  # (n, *size, in, *kernel)
-        size = windows.shape[: 1 + len(self.kernel)]
+        size = windows.shape[: 1 + len(self.kernel_size)]
         weight = self.weight.int8_codes()  # (out, in / groups * kernel)
         rows = windows.reshape(-1, self.groups, weight.shape[1]).unbind(1)
         each = weight.chunk(self.groups)
@@ -241,14 +252,19 @@ class QuantizedConv(_Quantized):
         outputs = self._rescaled(products[0] if len(products) == 1 else torch.cat(products, dim=1), scale, zero)
         return outputs.reshape(*size, -1).movedim(-1, 1).to(x.dtype)
 
+    def _make_kernel(self) -> ConvKernel:
+        padding = self.padding[::-2] if self.pads_itself else (0,) * len(self.kernel_size)
+        weight = self.weight.int8_codes().view(self.weight_shape)
+        return ConvKernel(weight, self.stride, padding, self.dilation, self.groups)
+
     def _padded(self, x: Tensor) -> Tensor:
         return functional.pad(x, self.padding, mode=self.padding_mode) if any(self.padding) else x
 
     def _windows(self, x: Tensor) -> Tensor:
         """Every window that the kernel meets, as a view."""
-        for axis, (kernel, dilation, stride) in enumerate(zip(self.kernel, self.dilation, self.stride, strict=True)):
+        for axis, (kernel, dilation, stride) in enumerate(zip(self.kernel_size, self.dilation, self.stride, strict=True)):
             x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        return x.movedim(1, 1 + len(self.kernel))  # channels after the places
+        return x.movedim(1, 1 + len(self.kernel_size))  # channels after the places
 
 
 class QuantizedEmbedding(nn.Module):

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import qlab
 from qlab.model.inputs import StaticRange, find_steps, quantized_input
-from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, _padded_matmul, integer_matmul
+from qlab.model.kernels import _padded_matmul, integer_matmul
+from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
 from qlab.tensor.quantize import store_codes
 
@@ -32,9 +33,9 @@ def int64_outputs(x, weight, acts, static, bias):
     """The layer's sum in integers, by NumPy's own codes: float64 of an exact int64 product."""
     steps, scale, zero = find_steps(x, acts, static)
     codes = weight.codes().astype(np.int8).astype(np.int64) if weight.scheme.bits == 8 else None
-    left = steps.numpy().astype(np.int64) - (0 if zero is None else zero.numpy().astype(np.int64))
+    left = steps.numpy().astype(np.int64) - (0 if zero is None else np.asarray(zero, np.int64))
     product = left @ codes.T
-    return product * scale.double().numpy() * weight.scale.astype(np.float64) + bias.double().numpy()
+    return product * np.asarray(scale, np.float64) * weight.scale.astype(np.float64) + bias.double().numpy()
 
 
 @given(st.integers(1, 70), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2**31))
@@ -77,11 +78,13 @@ def test_steps_are_the_codes_of_quantize(scheme):
         stored = qlab.quantize(x, scheme)
         assert np.array_equal(quantized_input(torch.from_numpy(x), activations(scheme), None).numpy(), stored.dequantize())
         if np.abs(x).max() > 1e-30:
-            assert np.array_equal(found.scale.numpy().reshape(stored.scale.shape), stored.scale)
+            assert np.array_equal(np.float32(found.scale).reshape(stored.scale.shape), stored.scale)
 
 
 @pytest.mark.parametrize("weights", ["int8-channel", "int4-channel", "int3"])
-@pytest.mark.parametrize("inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8-row", False), ("uint8-asym", True)])
+@pytest.mark.parametrize(
+    "inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8-row", False), ("uint8-asym", True)]
+)
 def test_fake_and_integer_agree(weights, inputs, static):
     torch.manual_seed(3)
     x, weight = torch.randn(50, 64), qlab.quantize(torch.randn(20, 64), weights)
@@ -129,7 +132,9 @@ def fits(dimensions, options):
 
 
 @pytest.mark.parametrize("dimensions, options", [each for each in itertools.product((1, 2), CONVS) if fits(*each)])
-@pytest.mark.parametrize("inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8", False), ("uint8-asym", False)])
+@pytest.mark.parametrize(
+    "inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8", False), ("uint8-asym", False)]
+)
 def test_convolutions_are_exact(dimensions, options, inputs, static):
     torch.manual_seed(6)
     layer = (nn.Conv1d, nn.Conv2d)[dimensions - 1](4, 8, **options)
@@ -143,7 +148,7 @@ def test_convolutions_are_exact(dimensions, options, inputs, static):
     reference.weight.data = weight.codes().view(torch.int8).double().reshape(layer.weight.shape)
     reference.bias.data.zero_()
     shape = (-1, *[1] * dimensions)
-    want = reference(steps.double() - (0 if zero is None else zero.double())) * scale.double()
+    want = reference(steps.double() - (0 if zero is None else zero)) * scale
     want = want * torch.as_tensor(weight.scale).double().reshape(shape) + layer.bias.detach().double().reshape(shape)
     got = quantized(x)
     assert got.shape == layer(x).shape
@@ -173,7 +178,14 @@ def test_nan_is_not_lost():
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
-MORE = ["int4-asym", "int4-channel-asym", "int4-b32-asym", "int4-b48", "int3-b32", qlab.Scheme("int4", qlab.PerBlock(5, axis=0))]
+MORE = [
+    "int4-asym",
+    "int4-channel-asym",
+    "int4-b32-asym",
+    "int4-b48",
+    "int3-b32",
+    qlab.Scheme("int4", qlab.PerBlock(5, axis=0)),
+]
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *MORE], ids=str)

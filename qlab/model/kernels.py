@@ -1,0 +1,144 @@
+"""Products of 8-bit integers, exact, by what each device has for them.
+
+* `integer_matmul` is `torch._int_mm`, on any device and under ``torch.compile``.
+* `LinearKernel` and `ConvKernel` are oneDNN's, for the CPU: they take weights that were laid out beforehand and multiply by
+  the scales, and add the bias, while the sums are still in registers.
+
+    outputs = scale * sum (codes - zero) weight + bias
+
+Both give the same bits: the sum is exact, and is rounded once, then times the scale once, then plus the bias once.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["ConvKernel", "LinearKernel", "has_kernels", "integer_matmul"]
+
+_LARGE = 2**21
+"""From so many weights on, `_int_mm` is faster with the weight on the left: it lays out anew only what is right."""
+
+
+def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the exact product of integers.
+
+    Parameters
+    ----------
+    x : int8 tensor of shape (rows, in)
+    weight : int8 tensor of shape (out, in)
+
+    Returns
+    -------
+    product : int32 tensor of shape (rows, out)
+        ``x @ weight.T``. Exact.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.kernels import integer_matmul
+    >>> integer_matmul(torch.full((1, 3), -128, dtype=torch.int8), torch.full((2, 3), 127, dtype=torch.int8))
+    tensor([[-48768, -48768]], dtype=torch.int32)
+    """
+    if x.device.type == "cuda":
+        return _padded_matmul(x, weight)
+    if x.shape[1] == 1:  # which torch 2.13 gets wrong on the CPU: it reads beside the weight
+        return x.to(torch.int32) * weight.t().to(torch.int32)
+    if weight.numel() >= _LARGE:
+        return torch._int_mm(weight, x.t()).t()
+    return torch._int_mm(x, weight.t())
+
+
+def _padded_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """The same for CUDA's kernel, which takes more than 16 rows, and multiples of 8 else: what is missing is zeros."""
+    (rows, size), out = x.shape, weight.shape[0]
+    x = functional.pad(x, (0, -size % 8, 0, max(17 - rows, 0)))
+    weight = functional.pad(weight, (0, -size % 8, 0, -out % 8))
+    return torch._int_mm(x, weight.t())[:rows, :out]
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether a layer on this device is to use the kernels: on a CPU for which they are exact, outside of compile."""
+    return device.type == "cpu" and not torch.compiler.is_compiling() and _are_exact()
+
+
+@cache
+def _are_exact() -> bool:
+    """Try the largest codes: processors without dot products of bytes add pairs of them in 16 bits, which overflow."""
+    try:
+        codes, weight = torch.full((1, 64), 127, dtype=torch.int8), torch.full((1, 64), 127, dtype=torch.int8)
+        found = LinearKernel(weight)(codes, -128, torch.ones(1), None)
+        windows = ConvKernel(weight.view(1, 64, 1, 1), (1, 1), (0, 0), (1, 1), 1)(
+            codes.view(1, 64, 1, 1), -128, torch.ones(1), None
+        )
+    except (AttributeError, RuntimeError):  # no such operators in this torch, or no oneDNN
+        return False
+    return found.item() == windows.item() == 64 * 255 * 127
+
+
+class LinearKernel:
+    """The weights of a linear layer, laid out for the CPU's kernel.
+
+    Parameters
+    ----------
+    weight : int8 tensor of shape (out, in)
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+
+    def __call__(self, codes: Tensor, zero: int, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Return outputs of shape (rows, out), float32.
+
+        Parameters
+        ----------
+        codes : int8 tensor of shape (rows, in)
+        zero : int
+            The code that stands for zero.
+        scale : float32 tensor of shape (out,)
+        bias : float32 tensor of shape (out,), or None
+        """
+        outputs: Tensor = torch.ops.onednn.qlinear_pointwise(
+            _unsigned(codes), 1.0, 128 + zero, self.weight, scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return outputs
+
+
+class ConvKernel:
+    """The weights of a convolution, laid out for the CPU's kernel. Of one dimension, it is of images of height 1.
+
+    Parameters
+    ----------
+    weight : int8 tensor of shape (out, in / groups, *kernel)
+        One or two dimensions.
+    stride, padding, dilation : tuple of int
+        As `torch.nn.Conv2d` takes them, a number for each dimension. Padding is with the code of zero.
+    groups : int
+    """
+
+    def __init__(self, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
+        self.line = weight.ndim == 3
+        if self.line:
+            weight, stride, padding, dilation = weight.unsqueeze(-2), (1, *stride), (0, *padding), (1, *dilation)
+        self.how = (list(stride), list(padding), list(dilation), groups)
+        self.weight = torch.ops.onednn.qconv_prepack(weight, torch.ones(weight.shape[0]), 1.0, 0, *self.how, None)
+        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+
+    def __call__(self, codes: Tensor, zero: int, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Return outputs of shape (n, out, *size), float32, of int8 codes of shape (n, in, *size); else as `LinearKernel`."""
+        images = _unsigned(codes.unsqueeze(-2) if self.line else codes).contiguous(memory_format=torch.channels_last)
+        outputs: Tensor = torch.ops.onednn.qconv_pointwise(
+            images, 1.0, 128 + zero, self.weight, scale, self.zeros, bias, *self.how, 1.0, 0, torch.float32, "none", [], ""
+        )
+        outputs = outputs.squeeze(-2) if self.line else outputs
+        return outputs.contiguous() if codes.is_contiguous() else outputs
+
+
+def _unsigned(codes: Tensor) -> Tensor:
+    """The left side of the kernels is unsigned: -128 becomes 0."""
+    return codes.view(torch.uint8) ^ 128

@@ -1,0 +1,108 @@
+"""Exact products of 8-bit integers: the CPU's kernels against int64 arithmetic, and against what runs without them."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+import qlab
+from qlab.model import kernels
+from qlab.model.kernels import ConvKernel, LinearKernel
+from qlab.model.layers import QuantizedConv, QuantizedLinear
+
+needs_kernels = pytest.mark.skipif(not kernels._are_exact(), reason="no exact kernels for this processor")
+
+
+def codes_of(rng, *shape):
+    return torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8))
+
+
+@needs_kernels
+@given(st.integers(0, 70), st.integers(1, 90), st.integers(1, 40), st.integers(-128, 127), st.integers(0, 2**31))
+@settings(max_examples=80, deadline=None)
+def test_linear_kernel_rounds_the_exact_sum_once(rows, size, out, zero, seed):
+    rng = np.random.default_rng(seed)
+    x, w = codes_of(rng, rows, size), codes_of(rng, out, size)
+    scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))
+    exact = ((x.long() - zero) @ w.long().t()).float()
+    assert torch.equal(LinearKernel(w)(x, zero, scale, None), exact * scale)
+    assert torch.equal(LinearKernel(w)(x, zero, scale, bias), exact * scale + bias)
+
+
+@needs_kernels
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_conv_kernel_rounds_the_exact_sum_once(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    dims, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2, 3]))
+    n, into, out = data.draw(st.integers(1, 3)), groups * data.draw(st.integers(1, 3)), groups * data.draw(st.integers(1, 3))
+    each = {
+        name: tuple(data.draw(st.integers(low, 3)) for _ in range(dims))
+        for name, low in (("k", 1), ("s", 1), ("p", 0), ("d", 1))
+    }
+    zero = data.draw(st.integers(-128, 127))
+    x, w = codes_of(rng, n, into, *(7,) * dims), codes_of(rng, out, into // groups, *each["k"])
+    scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))
+    conv = functional.conv1d if dims == 1 else functional.conv2d
+    exact = conv(x.double() - zero, w.double(), None, each["s"], each["p"], each["d"], groups).float()
+    column = (-1,) + (1,) * dims
+    found = ConvKernel(w, each["s"], each["p"], each["d"], groups)(x, zero, scale, bias)
+    assert found.is_contiguous()
+    assert torch.equal(found, exact * scale.view(column) + bias.view(column))
+
+
+def layers():
+    rng = np.random.default_rng(0)
+    for name in ("int8", "int8-asym", "uint8-asym"):
+        weight = qlab.quantize(rng.standard_normal((30, 70)).astype(np.float32), "int8-channel")
+        yield QuantizedLinear(weight, torch.randn(30), qlab.Activations(name)), torch.randn(9, 70) + 0.5
+        for conv in (
+            nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.Conv2d(4, 6, (3, 2), padding="same"),
+            nn.Conv1d(4, 6, 3, dilation=2, padding=1), nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        ):  # fmt: skip
+            weight = qlab.quantize(conv.weight.detach().flatten(1), "int8-channel")
+            x = torch.randn(2, 4, *(9,) * (conv.weight.ndim - 2)) + 0.5
+            yield QuantizedConv(conv, weight, activations=qlab.Activations(name)), x
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", range(15))
+def test_layers_give_the_same_bits_with_and_without_kernels(case, monkeypatch):
+    layer, x = list(layers())[case]
+    found = layer(x)
+    assert layer.kernel is not None
+    monkeypatch.setattr("qlab.model.layers.has_kernels", lambda device: False)
+    assert torch.equal(layer(x), found)
+
+
+@needs_kernels
+def test_a_kernel_is_in_no_copy_and_follows_the_weights():
+    first, second = (
+        QuantizedLinear(qlab.quantize(torch.randn(8, 16), "int8-channel"), None, qlab.Activations("int8")) for _ in range(2)
+    )
+    x = torch.randn(4, 16)
+    before, wanted = first(x), second(x)
+    assert not torch.equal(before, wanted)
+    for twin in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert twin.kernel is None
+        assert torch.equal(twin(x), before)
+    file = io.BytesIO()
+    torch.save(second.state_dict(), file)
+    file.seek(0)
+    first.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(first(x), wanted)
+    assert first.double().kernel is None
+
+
+def test_a_processor_whose_kernels_overflow_is_found_out(monkeypatch):
+    monkeypatch.setattr(LinearKernel, "__call__", lambda self, codes, zero, scale, bias: torch.full((1, 1), 32767.0 * 32))
+    assert not kernels._are_exact.__wrapped__()
+    monkeypatch.setattr(LinearKernel, "__init__", lambda self, weight: torch.ops.onednn.no_such_operator)
+    assert not kernels._are_exact.__wrapped__()
