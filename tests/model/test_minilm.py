@@ -49,9 +49,9 @@ def test_embeddings_stay_where_they_are(name):
     assert cosine(recipe(name)) >= LEAST[name]
 
 
-@pytest.mark.parametrize("method, share, options", [("gptq", 0.7, {}), ("awq", 0.75, {"steps": 8}), ("hqq", 0.95, {})])
+@pytest.mark.parametrize("method, share, options", [("gptq", 0.7, {}), ("awq", 0.75, {"steps": 8}), ("hqq", 0.8, {})])
 def test_methods_are_better_than_rounding(method, share, options):
-    """Of what rounding loses of the cosine (0.038), GPTQ loses about 0.020, AWQ 0.023, HQQ, which sees no data, 0.035."""
+    """Of what rounding loses of the cosine (0.038), GPTQ loses about 0.020, AWQ 0.023, HQQ, which sees no data, 0.027."""
     plain = cosine(qlab.Recipe(weights="int4-b32"))
     better = cosine(qlab.Recipe(weights="int4-b32", method=method, options=options))
     assert 1 - better < share * (1 - plain)

@@ -12,7 +12,8 @@ Half-quadratic splitting brings in the error E that is to be forgiven, and makes
 
 The original moves the zero alone, in units of the weights. Here the scale is fitted with it (one regression line for each block),
 and errors are measured in steps of the grid, so that beta means the same for all weights. Each block keeps the best that it met,
-as it is stored; it began with the scheme's own rule. Schemes without a zero get a scale.
+as it is stored; it began with the scheme's own rule. Schemes without a zero get a scale, which may be negative: integers reach
+one step further below zero than above it, and the sign says which of a block's tails gets that step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ __all__ = ["quantize_weight"]
 
 PIECE = 1 << 16
 """Elements that are fitted at once: half a dozen arrays of so many float32 stay in the cache."""
+
+STARTS = (0.9, -0.9, 0.8, -0.8)
+"""Where else, besides the rule's own scale, the search may begin for integers without a zero: less range, either way round."""
 
 TINY = np.float32(1e-9)
 """What is added to a magnitude, in steps, so that it has a logarithm."""
@@ -137,6 +141,12 @@ class _Fit:
     def run(self, beta: float, kappa: float, iterations: int) -> None:
         scale, low = self.scale.copy(), self._low(self.scale, self.zero)
         with np.errstate(all="ignore"):
+            if self.zero is None and self.rounder is None and iterations > 0:
+                self._offer(scale, None)
+                for start in STARTS:
+                    self._offer(*self._stored(scale * np.float32(start), None))
+                scale = self.scale.copy()
+                self.error.fill(np.inf)  # to be offered again: the regression begins with its errors
             for _ in range(iterations + 1):
                 if not self._offer(scale, low):
                     break
