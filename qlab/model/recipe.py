@@ -164,7 +164,7 @@ def _recipes() -> dict[str, Recipe]:
     made: dict[str, dict[str, Any]] = {
         "weight_only_int8": {"weights": "int8-channel"},
         "weight_only_nf4": {"weights": "nf4"},
-        "weight_only_int4": {"weights": "int4-b32/f16"},
+        "weight_only_int4": {"weights": "uint4-b64-min/f16"},  # 4.5 bits; from the lowest value of a block up
         "dynamic_int8": {"weights": "int8-channel", "activations": "int8-asym", "types": ("Linear",), "min_size": 2**17},
         "static_int8": {"weights": "int8-channel", "activations": _static("int8-asym", "histogram_mse")},
         "static_int16x8": {"weights": "int8-channel", "activations": _static("int16")},

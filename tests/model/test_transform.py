@@ -267,7 +267,7 @@ def test_after_a_refusal_the_model_is_as_it_was():
 # --- on digits -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make", [qlab.data.digits_mlp, qlab.data.digits_cnn, qlab.data.digits_transformer])
 def test_digits(make):
-    """Rounding to 4 bits loses less than a point on the mean of three seeds (2.2 points once); GPTQ on each of them."""
+    """Each network loses less than a point by 4-bit integers, by either method; by NF4 the mean of three seeds does."""
     data = qlab.data.digits()
     x, y = torch.from_numpy(data.test_x), torch.from_numpy(np.asarray(data.test_y))
     batches = list(torch.from_numpy(data.train_x[:256]).split(64))
@@ -283,6 +283,6 @@ def test_digits(make):
         assert full > 95
         assert accuracy(qlab.quantize_model(model, "static_int8", batches, show=False)) >= full - 0.5
         assert accuracy(qlab.quantize_model(model, gptq, batches, show=False)) >= full - 1
-        names = ("weight_only_int4", "weight_only_nf4")
-        rounded.append([accuracy(qlab.quantize_model(model, name, show=False)) - full for name in names])
-    assert (np.mean(rounded, axis=0) >= -1).all()
+        assert accuracy(qlab.quantize_model(model, "weight_only_int4", show=False)) >= full - 1
+        rounded.append(accuracy(qlab.quantize_model(model, "weight_only_nf4", show=False)) - full)
+    assert np.mean(rounded) >= -1
