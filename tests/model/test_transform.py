@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_compile_and_export(name):
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(quantized, fullgraph=True, backend="aot_eager")(x), want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.export.export(quantized, (x,)).module()(x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["weight_only_int4", "dynamic_int8", "static_int8"])
+@torch.no_grad()
+def test_inductor(name):
+    model, x = cnn(), torch.rand(2, 3, 16, 16)
+    quantized = qlab.quantize_model(model, recipe(name), [x], show=False)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(quantized, fullgraph=True)(x), quantized(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dynamic_int8", "static_int8"])
