@@ -10,13 +10,14 @@ from qlab.show.table import Table
 
 SUITES = {
     "number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run, "tensor": tensor.run,
-    "model": model.run,
+    "model": model.run, "convolutions": model.convolutions, "training": model.training,
 }  # fmt: skip
 
 
 def main(names: list[str]) -> None:
     """Run the named suites, all unless named."""
-    print("nanoseconds per element (model: microseconds), medians;", ", ".join(f"{k} {v}" for k, v in machine().items()))
+    machine_is = ", ".join(f"{key} {value}" for key, value in machine().items())
+    print(f"medians, in nanoseconds an element; of models in microseconds a call; {machine_is}")
     for name in names or SUITES:
         rows = SUITES[name]()
         print(f"\n{name}\n{Table(tuple(rows[0]), [tuple(row.values()) for row in rows])}")

@@ -21,7 +21,7 @@ from qlab.tensor.blocks import PerRow, PerTensor
 from qlab.tensor.quantize import fake_quantize
 from qlab.tensor.scheme import Fitted, Scheme
 
-__all__ = ["StaticRange", "Steps", "find_steps", "has_steps", "quantized_input", "static_range"]
+__all__ = ["StaticRange", "Steps", "find_scale", "find_steps", "has_steps", "quantized_input", "static_range", "to_steps"]
 
 _SMALLEST = 2.0**-149
 
@@ -110,23 +110,34 @@ def find_steps(x: Tensor, activations: Activations, static: StaticRange | None) 
     >>> found.steps, found.scale
     (tensor([[-127.,   64.]]), tensor([[0.0079]]))
     """
+    scale, zero = find_scale(x, activations, static)
+    return Steps(to_steps(x, activations, scale, zero), scale, zero)
+
+
+def find_scale(
+    x: Tensor, activations: Activations, static: StaticRange | None
+) -> tuple[Tensor | float, Tensor | float | None]:
+    """Return the scale and the zero point of an input, as in `Steps`."""
     scheme, fmt = activations.scheme, activations.scheme.format
     assert isinstance(fmt, IntFormat)
-    x = x.float()
-    scale: Tensor | float
-    zero: Tensor | float | None
     if static is not None:
-        scale, zero = static.scale, static.zero if scheme.zero == "integer" else None
-    elif isinstance(scheme.blocks, PerRow):
-        scale, zero = _spread(*torch.aminmax(x, dim=-1, keepdim=True), scheme, fmt)
-    elif x.device.type == "cpu" and not torch.compiler.is_compiling():
-        scale, zero = _spread_one(*torch.aminmax(x), scheme, fmt)
-    else:
-        scale, zero = _spread(*torch.aminmax(x), scheme, fmt)
-    steps = (x / scale).round_()
+        return static.scale, static.zero if scheme.zero == "integer" else None
+    if not x.numel():
+        return 1.0, None if scheme.zero is None else 0.0
+    if isinstance(scheme.blocks, PerRow):
+        return _spread(*torch.aminmax(x.float(), dim=-1, keepdim=True), scheme, fmt)
+    spread = _spread_one if x.device.type == "cpu" and not torch.compiler.is_compiling() else _spread
+    return spread(*torch.aminmax(x.float()), scheme, fmt)
+
+
+def to_steps(x: Tensor, activations: Activations, scale: Tensor | float, zero: Tensor | float | None) -> Tensor:
+    """Return the steps of an input at a given scale, float32."""
+    fmt = activations.scheme.format
+    assert isinstance(fmt, IntFormat)
+    steps = (x.float() / scale).round_()
     if zero is not None:
         steps += zero
-    return Steps(steps.clamp_(fmt.min, fmt.max), scale, zero)
+    return steps.clamp_(fmt.min, fmt.max)
 
 
 def _spread(low: Tensor, high: Tensor, scheme: Scheme, fmt: IntFormat) -> tuple[Tensor, Tensor | None]:

@@ -130,13 +130,12 @@ class ConvKernel:
         self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
 
     def __call__(self, codes: Tensor, zero: int, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """Return outputs of shape (n, out, *size), float32, of int8 codes of shape (n, in, *size); else as `LinearKernel`."""
+        """Return outputs of shape (n, out, *size), channels last in memory, of codes of shape (n, in, *size)."""
         images = _unsigned(codes.unsqueeze(-2) if self.line else codes).contiguous(memory_format=torch.channels_last)
         outputs: Tensor = torch.ops.onednn.qconv_pointwise(
             images, 1.0, 128 + zero, self.weight, scale, self.zeros, bias, *self.how, 1.0, 0, torch.float32, "none", [], ""
         )
-        outputs = outputs.squeeze(-2) if self.line else outputs
-        return outputs.contiguous() if codes.is_contiguous() else outputs
+        return outputs.squeeze(-2) if self.line else outputs
 
 
 def _unsigned(codes: Tensor) -> Tensor:

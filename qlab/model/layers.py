@@ -9,13 +9,14 @@ the values are the same up to the rounding of the float product.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qlab.model.inputs import StaticRange, Steps, find_steps, has_steps, quantized_input
+from qlab.model.inputs import StaticRange, Steps, find_scale, has_steps, quantized_input, to_steps
 from qlab.model.kernels import ConvKernel, LinearKernel, has_kernels, integer_matmul
 from qlab.model.packed import Packed
 from qlab.model.recipe import Activations
@@ -27,6 +28,8 @@ __all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRang
 
 _LONGEST = (2**31 - 1) // (255 * 128)
 """Products of as many 8-bit integers, less zero points, add up to what 32 bits hold."""
+_IMAGES = 2**18
+"""Elements that a convolution takes at once."""
 
 
 def _codes_made_again(layer: _Quantized, _: Any) -> None:
@@ -89,19 +92,22 @@ class _Quantized(nn.Module):
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input as floats, quantized and brought back where the recipe says so."""
-        if self.input_scale is not None:
-            x = x * self.input_scale.to(x.dtype)
+        x = self._scaled(x)
         return x if self.activations is None else quantized_input(x, self.activations, self.static)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.input_scale is None else x * self.input_scale.to(x.dtype)
 
     def _input_codes(self, x: Tensor) -> Steps:
         """Codes of int8, in the shape of x, their scale, and the code that stands for zero."""
         assert self.activations is not None
-        fmt = self.activations.scheme.format
-        assert isinstance(fmt, IntFormat)
-        if self.input_scale is not None:
-            x = x * self.input_scale.to(x.dtype)
-        steps, scale, zero = find_steps(x, self.activations, self.static)
-        if fmt.max > 127:  # unsigned 8 bits: 0..255 becomes -128..127, its zero point with it
+        return self._codes(x, *find_scale(x, self.activations, self.static))
+
+    def _codes(self, x: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Steps:
+        """The same at a given scale. Of unsigned 8 bits 0..255 becomes -128..127, and the zero point with it."""
+        assert self.activations is not None
+        steps = to_steps(x, self.activations, scale, zero)
+        if self.activations.scheme.format.max > 127:  # type: ignore[union-attr]
             steps -= 128
             zero = -128 if zero is None else zero - 128
         return Steps(steps.to(torch.int8), scale, zero)
@@ -117,15 +123,13 @@ class _Quantized(nn.Module):
     def _make_kernel(self) -> LinearKernel | ConvKernel:
         raise NotImplementedError
 
-    def _outputs(self, kernel: LinearKernel | ConvKernel, x: Tensor) -> Tensor:
-        """Outputs of the kernel."""
-        codes, scale, zero = self._input_codes(x)
+    def _multiplied(self, kernel: LinearKernel | ConvKernel, codes: Tensor, scale: Tensor | float, zero: Any) -> Tensor:
+        """Outputs of the kernel, float32."""
         scales: Tensor = self.weight.scale * scale  # type: ignore[assignment, operator]
         if scales.ndim == 0:
             scales = scales.expand(self.weight.shape[0]).contiguous()
-        bias = self.bias
-        outputs = kernel(codes, 0 if zero is None else int(zero), scales, bias if bias is None else bias.float())
-        return outputs.to(x.dtype)
+        bias = None if self.bias is None else self.bias.float()
+        return kernel(codes, 0 if zero is None else int(zero), scales, bias)
 
     def _rescaled(self, product: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Tensor:
         """Turn an exact product of codes, int32 of shape (rows, out), into outputs, float32."""
@@ -186,13 +190,13 @@ class QuantizedLinear(_Quantized):
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return functional.linear(x, self.weights(x.dtype), bias)
-        rows, kernel = x.reshape(-1, x.shape[-1]), self._ready_kernel(x.device)
+        codes, scale, zero = self._input_codes(self._scaled(x.reshape(-1, x.shape[-1])))  # (rows, in)
+        kernel = self._ready_kernel(x.device)
         if kernel is not None:
-            outputs = self._outputs(kernel, rows)
+            outputs = self._multiplied(kernel, codes, scale, zero)
         else:
-            codes, scale, zero = self._input_codes(rows)
-            outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero).to(x.dtype)
-        return outputs.reshape(*x.shape[:-1], -1)  # of (rows, out)
+            outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero)
+        return outputs.reshape(*x.shape[:-1], -1).to(x.dtype)  # of (rows, out)
 
     def _make_kernel(self) -> LinearKernel:
         return LinearKernel(self.weight.int8_codes())
@@ -241,7 +245,7 @@ class QuantizedConv(_Quantized):
             return functional.conv2d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
         kernel = self._ready_kernel(x.device)
         if kernel is not None:
-            return self._outputs(kernel, x if self.pads_itself else self._padded(x))
+            return self._by_images(kernel, x if self.pads_itself else self._padded(x)).to(x.dtype)
         codes, scale, zero = self._input_codes(self._padded(x))  # zero is a code of its own: the border is exact
         windows = self._windows(codes)  # (n, *size, in, *kernel)
         size = windows.shape[: 1 + len(self.kernel_size)]
@@ -251,6 +255,21 @@ class QuantizedConv(_Quantized):
         products = [integer_matmul(r.contiguous(), w) for r, w in zip(rows, each, strict=True)]
         outputs = self._rescaled(products[0] if len(products) == 1 else torch.cat(products, dim=1), scale, zero)
         return outputs.reshape(*size, -1).movedim(-1, 1).to(x.dtype)
+
+    def _by_images(self, kernel: LinearKernel | ConvKernel, x: Tensor) -> Tensor:
+        """Some images after the others: what is between input and output stays in the cache, and takes no new memory."""
+        assert self.activations is not None
+        scale, zero = find_scale(x, self.activations, self.static)
+        some = max(1, _IMAGES // max(1, math.prod(x.shape[2:]) * max(x.shape[1], self.weight_shape[0])))
+        outputs, done = x, 0
+        for images in torch.split(x, some):
+            product = self._multiplied(kernel, *self._codes(images, scale, zero))  # channels last in memory
+            if not done:
+                layout = torch.contiguous_format if x.is_contiguous() or x.ndim == 3 else torch.channels_last
+                outputs = torch.empty((len(x), *product.shape[1:]), memory_format=layout)
+            outputs[done : done + len(images)] = product
+            done += len(images)
+        return outputs
 
     def _make_kernel(self) -> ConvKernel:
         padding = self.padding[::-2] if self.pads_itself else (0,) * len(self.kernel_size)

@@ -54,7 +54,6 @@ def test_conv_kernel_rounds_the_exact_sum_once(data):
     exact = conv(x.double() - zero, w.double(), None, each["s"], each["p"], each["d"], groups).float()
     column = (-1,) + (1,) * dims
     found = ConvKernel(w, each["s"], each["p"], each["d"], groups)(x, zero, scale, bias)
-    assert found.is_contiguous()
     assert torch.equal(found, exact * scale.view(column) + bias.view(column))
 
 
@@ -80,6 +79,25 @@ def test_layers_give_the_same_bits_with_and_without_kernels(case, monkeypatch):
     assert layer.kernel is not None
     monkeypatch.setattr("qlab.model.layers.has_kernels", lambda device: False)
     assert torch.equal(layer(x), found)
+
+
+@needs_kernels
+@pytest.mark.parametrize("images", [0, 1, 5])
+def test_convolutions_of_many_images_keep_the_layout_of_the_input(images, monkeypatch):
+    conv = nn.Conv2d(3, 4, 3)
+    weight = qlab.quantize(conv.weight.detach().flatten(1), "int8-channel")
+    layer, x = QuantizedConv(conv, weight, activations=qlab.Activations("int8")), torch.randn(images, 3, 8, 6)
+    for limit in (1 << 18, 2 * 4 * 48):  # at once; two by two
+        monkeypatch.setattr("qlab.model.layers._IMAGES", limit)
+        assert layer(x).shape == (images, 4, 6, 4)
+        if not images:
+            continue
+        want = functional.conv2d(x, conv.weight, conv.bias)
+        assert (layer(x) - want).abs().max() < 0.05 * want.abs().max()
+        assert layer(x).is_contiguous()
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert layer(last).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(layer(last), layer(x))
 
 
 @needs_kernels
