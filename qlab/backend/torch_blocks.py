@@ -144,7 +144,6 @@ def values_of(coded: Coded, scheme: Scheme, kind: torch.dtype, limit: float | No
     return values
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _safe_scale(scheme: Scheme, limit: float) -> float:
     assert not isinstance(scheme.format, Fitted)
     return safe_scale(scheme, scheme.format, limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -129,6 +129,7 @@ class TableFormat:
     name: str
     table: tuple[float, ...]
     boundaries: Array | None = None
+    _ends: tuple[float, float] = field(init=False)
 
     def __init__(self, name: str, values: object, *, boundaries: object = None) -> None:
         table = tuple(float(v) for v in values)  # type: ignore[attr-defined]
@@ -137,6 +138,7 @@ class TableFormat:
             raise ValueError(f"{name}: a table needs 2 to 65536 finite values (or NaN), at least two of them distinct")
         object.__setattr__(self, "name", str(name))
         object.__setattr__(self, "table", table)
+        object.__setattr__(self, "_ends", (min(finite), max(finite)))  # numbers: torch.compile does not follow arrays
         object.__setattr__(self, "boundaries", None if boundaries is None else self._pairs(boundaries))
 
     def _pairs(self, boundaries: object) -> Array:
@@ -219,12 +221,12 @@ class TableFormat:
     @property
     def max(self) -> float:
         """Largest value."""
-        return float(self.ordered[0][-1])
+        return self._ends[1]
 
     @property
     def min(self) -> float:
         """Lowest value."""
-        return float(self.ordered[0][0])
+        return self._ends[0]
 
     @property
     def smallest_normal(self) -> float:
