@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 __all__ = ["fuse", "pairs_to_fuse", "replace_layer"]
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -32,9 +32,9 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        With `nn.Identity` in place of each folded layer. What is folded: a BatchNorm whose only input is the output of
-        a Conv1d, Conv2d or Linear that nothing else uses. (A Linear's output is taken to be two-dimensional: of a longer
-        one BatchNorm1d would see another axis.)
+        With `nn.Identity` in place of each folded layer. What is folded: a BatchNorm or SyncBatchNorm whose only input is
+        the output of a Conv1d, Conv2d or Linear that nothing else uses. (A Linear's output is taken to be two-dimensional:
+        of a longer one BatchNorm1d would see another axis.)
 
     Raises
     ------

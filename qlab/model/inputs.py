@@ -29,6 +29,10 @@ _SMALLEST = 2.0**-149
 class StaticRange(nn.Module):
     """The scale and zero point that calibration found for a layer's input: two numbers as buffers.
 
+    Inputs are not looked at again, so an integer product does not see NaN: it is given some code, and the output is an
+    ordinary number where a dynamic scale would make all of it NaN. Infinities saturate. Where NaN can occur, look for it
+    before, as with ``torch.isnan``.
+
     Parameters
     ----------
     scale : float

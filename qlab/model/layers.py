@@ -1,8 +1,8 @@
 """Layers whose weights are packed: linear, convolution, embedding.
 
 A layer multiplies integers where both sides are integers (`qlab.model.kernels`), else it brings its weights back on the fly
-and multiplies floats; a *fake* layer keeps them as floats that are already rounded, for study. In all three
-the values are the same up to the rounding of the float product.
+and multiplies floats (on CUDA a few rows at once with it, `qlab.backend.triton_products`); a *fake* layer keeps them as
+floats that are already rounded, for study. In all three the values are the same up to the rounding of the float product.
 
     sum (x_scale (qx - x_zero)) (w_scale qw) = x_scale w_scale (sum qx qw - x_zero sum qw)
 """
@@ -10,7 +10,7 @@ the values are the same up to the rounding of the float product.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from qlab.model.recipe import Activations
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor
 from qlab.tensor.qtensor import QTensor
+
+if TYPE_CHECKING:
+    from qlab.backend.triton_products import Product
 
 __all__ = ["QuantizedConv", "QuantizedEmbedding", "QuantizedLinear", "StaticRange"]
 
@@ -55,7 +58,7 @@ class _Quantized(nn.Module):
         super().__init__()
         self.activations, self.static, self.fake = activations, static, fake
         self.one_scale = static is not None or (activations is not None and isinstance(activations.scheme.blocks, PerTensor))
-        self.kernel: LinearKernel | ConvKernel | None = None  # made at the first call on a CPU; in no state dict
+        self.kernel: LinearKernel | ConvKernel | Product | None = None  # made at the first call; in no state dict
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
@@ -118,7 +121,7 @@ class _Quantized(nn.Module):
             return None
         if self.kernel is None and self.weight.scale.dtype == torch.float32:  # type: ignore[union-attr]
             self.kernel = self._make_kernel()
-        return self.kernel
+        return self.kernel  # type: ignore[return-value]
 
     def _make_kernel(self) -> LinearKernel | ConvKernel:
         raise NotImplementedError
@@ -189,7 +192,8 @@ class QuantizedLinear(_Quantized):
         if not self.integer:
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return functional.linear(x, self.weights(x.dtype), bias)
+            product = self._ready_product(x)
+            return functional.linear(x, self.weights(x.dtype), bias) if product is None else product(x, bias)
         codes, scale, zero = self._input_codes(self._scaled(x.reshape(-1, x.shape[-1])))  # (rows, in)
         kernel = self._ready_kernel(x.device)
         if kernel is not None:
@@ -200,6 +204,16 @@ class QuantizedLinear(_Quantized):
 
     def _make_kernel(self) -> LinearKernel:
         return LinearKernel(self.weight.int8_codes())
+
+    def _ready_product(self, x: Tensor) -> Product | None:
+        """CUDA's kernel for a few rows times codes of 4 bits, if it can do the product."""
+        if not x.is_cuda or self.fake or torch.compiler.is_compiling():
+            return None
+        from qlab.backend import triton_products
+
+        if self.kernel is None and triton_products.is_made_for(self.weight.shape, self.weight.dtype, self.weight.scheme):
+            self.kernel = triton_products.Product(self.weight.qtensor())
+        return self.kernel if isinstance(self.kernel, triton_products.Product) and self.kernel.takes(x) else None
 
 
 class QuantizedConv(_Quantized):
@@ -215,16 +229,9 @@ class QuantizedConv(_Quantized):
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, weight: QTensor, **kwargs: Any) -> None:
         super().__init__(weight, layer.bias, **kwargs)
-        self.integer = (
-            self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
-        )
+        self.integer = self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
         self.weight_shape = tuple(layer.weight.shape)
-        self.stride, self.dilation, self.groups, self.kernel_size = (
-            layer.stride,
-            layer.dilation,
-            layer.groups,
-            layer.kernel_size,
-        )
+        self.stride, self.dilation, self.groups, self.kernel_size = layer.stride, layer.dilation, layer.groups, layer.kernel_size
         self.padding = tuple(layer._reversed_padding_repeated_twice)  # as functional.pad takes it, "same" as numbers
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         self.pads_itself = self.padding_mode == "constant" and self.padding[::-2] == self.padding[-2::-2]  # the kernel does

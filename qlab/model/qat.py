@@ -20,6 +20,7 @@ from qlab.backend.torch_ops import GRADIENTS
 from qlab.model.fuse import pairs_to_fuse, replace_layer
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
+from qlab.model.qat_norm import SyncedNorm
 from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, LearnedWeights, RuleWeights, is_plain
 from qlab.model.recipe import Recipe, get_recipe
 from qlab.model.transform import LayerChange, _choose, _refuse_shared, bytes_of, quantization_map, sqnr_of
@@ -80,7 +81,8 @@ def prepare_qat(
     -----
     Works under autocast, ``torch.compile`` (one graph, unless `freeze_after` is given and there is batch normalization),
     DistributedDataParallel and FSDP2: ranges and the starts of learned steps are of all processes' batches together. Batch
-    normalization is each process's own, as ever; ``nn.SyncBatchNorm.convert_sync_batchnorm`` takes the prepared model.
+    normalization is each process's own, as ever. ``nn.SyncBatchNorm.convert_sync_batchnorm`` takes the model before this
+    function or after it; if before, what is folded is of all processes' batches on a CPU too.
     A range that is NaN or infinite is not counted. Tolerance: gradients are sums of floats. Book: chapter 14.
 
     Sources: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
@@ -110,7 +112,7 @@ def prepare_qat(
     _check_model(model)
     chosen, _ = _choose(model, recipe)
     _refuse_shared(model, chosen)
-    result = copy.deepcopy(model)
+    result = _copied(model)
     norms = dict(pairs_to_fuse(result))
     for name in chosen:
         layer = result.get_submodule(name)
@@ -122,6 +124,8 @@ def prepare_qat(
         norm = result.get_submodule(norms[name]) if name in norms else None
         if norm is not None and norm.num_features != layer.weight.shape[0]:  # type: ignore[index]
             norm = None
+        elif isinstance(norm, nn.SyncBatchNorm):
+            norm = SyncedNorm(norm)
         inputs = _inputs(recipe, steps, clip, decay, freeze_after, name)
         new = QATLayer(layer, norm, inputs, recipe.activations, freeze_after)
         new.rounding = _rounding(new, recipe, steps, gradient, name)
@@ -173,7 +177,7 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
             f"parameters such as {spread[0]!r} are spread over processes; gather them with torch.distributed.checkpoint"
             ".state_dict.get_model_state_dict(full_state_dict=True), load them into a prepared model, and convert that"
         )
-    result = copy.deepcopy(model).eval()
+    result = _copied(model).eval()
     changes = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
@@ -268,6 +272,12 @@ def _check_model(model: nn.Module) -> None:
 
 
 # --- what is done ----------------------------------------------------------------------------------------------------
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of a model, with the same process groups, which batch normalization may have and which cannot be copied."""
+    groups = (getattr(module, "process_group", None) for module in model.modules())
+    return copy.deepcopy(model, {id(group): group for group in groups if group is not None})
+
+
 def _inputs(recipe: Recipe, steps: str, clip: str, decay: float, freeze_after: int | None, name: str) -> nn.Module | None:
     activations = recipe.activations
     if activations is None:

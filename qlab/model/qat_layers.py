@@ -2,7 +2,7 @@
 
     input -> rounded -> product with rounded weights (-> batch normalization)
 
-What rounds is in `qlab.model.qat_rounding`.
+What rounds is in `qlab.model.qat_rounding`, batch normalization over several processes in `qlab.model.qat_norm`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class QATLayer(nn.Module):
     ----------
     layer : nn.Linear, nn.Conv1d or nn.Conv2d
         Whose parameters it takes over.
-    norm : nn.BatchNorm1d, nn.BatchNorm2d or None
-        That follows it.
+    norm : nn.BatchNorm1d, nn.BatchNorm2d, SyncedNorm or None
+        That follows it. The statistics of the last are those of all processes' batches.
     inputs : DynamicInput, AveragedInput, LearnedInput or None
     activations : Activations or None
         What `inputs` was made for.

@@ -181,7 +181,7 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
     chosen, left = [], []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
             continue
         if type(module) not in kinds:
             why = _why_left(module, recipe)

@@ -10,7 +10,7 @@ from qlab.show.diagnosis import pareto_front, sensitivity_bars
 from qlab.show.figure import Figure
 from qlab.show.formats import bit_layouts, density, format_map, number_lines
 from qlab.show.language import LANGUAGES, get_language, label, set_language
-from qlab.show.model import observer_ranges
+from qlab.show.model import observer_ranges, scale_history
 from qlab.show.number import (
     accuracy_and_size,
     binades,
@@ -29,6 +29,6 @@ __all__ = [
     "LANGUAGES", "Figure", "Table", "accuracy_and_size", "binades", "bit_layouts", "density",
     "digit_with_fewer_words", "energy", "format_map", "format_table", "get_language", "gradient_windows", "label",
     "lost_updates", "number_line", "number_lines", "observer_ranges", "pareto_front", "rate_distortion", "roofline",
-    "rounding_errors", "sensitivity_bars", "set_language", "softmax_shift", "spacing", "stalling_sums",
-    "stochastic_mean", "sum_errors",
+    "rounding_errors", "scale_history", "sensitivity_bars", "set_language", "softmax_shift", "spacing",
+    "stalling_sums", "stochastic_mean", "sum_errors",
 ]  # fmt: skip

@@ -14,12 +14,16 @@ pytest.importorskip("triton", reason="Triton is not installed here (it has no bu
 
 CHECK = Path(__file__).with_name("triton_check.py")
 BLOCKS_CHECK = Path(__file__).with_name("triton_blocks_check.py")
+PRODUCTS_CHECK = Path(__file__).with_name("triton_products_check.py")
 FORMATS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float4_e2m1fn", "bfloat16", "float16", "tfloat32"]
 
 
 SCHEMES = ["nf4", "fp4_bnb", "int8-b128", "int4_b32", "mxfp4", "mxfp8_e4m3", "nvfp4",
            "nf4_dq", "af4-b128", "int8-row", "int4-b32/f16", "int4-b32-late/f16",
            "uint8-b64", "int4-b4096-high_first", "fp4-b16/e4m3"]  # fmt: skip
+PRODUCTS = ["int4-b32/f16", "nf4", "uint4-b32-asym", "mxfp4",
+            "int4-b32-min/bf16", "nf4_dq", "log4", "int4-b6-high_first",
+            "nvfp4", "int4-channel-asym", "kmeans4", "uint4-b32-min"]  # fmt: skip
 
 
 def run(device: str, names: list[str], check: Path = CHECK, **environment: str) -> str:
@@ -37,6 +41,22 @@ def test_under_the_interpreter(names):
 @pytest.mark.parametrize("names", [SCHEMES[:4], SCHEMES[4:7], SCHEMES[7:]], ids="+".join)
 def test_schemes_under_the_interpreter(names):
     assert f"{len(names)} schemes on cpu" in run("cpu", names, BLOCKS_CHECK, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("names", [PRODUCTS[:4], PRODUCTS[4:8], PRODUCTS[8:]], ids="+".join)
+def test_products_under_the_interpreter(names):
+    assert f"products of {len(names)} schemes on cpu" in run("cpu", names, PRODUCTS_CHECK, TRITON_INTERPRET="1")
+
+
+def test_products_compile_for_a_gpu_that_is_not_here(tmp_path):
+    names = ["int4-channel-asym", "mxfp4"]
+    assert "6 kernels of 2 schemes for sm_90" in run("sm_90", names, PRODUCTS_CHECK, TRITON_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_products_on_a_gpu():
+    assert f"products of {len(PRODUCTS)} schemes on cuda" in run("cuda", PRODUCTS, PRODUCTS_CHECK)
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ def test_the_function_is_the_same():
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in folded.modules())
     want = model(x)
     assert (folded(x) - want).abs().max() < 1e-5 * want.abs().max()
+    assert torch.equal(fuse(nn.SyncBatchNorm.convert_sync_batchnorm(model).eval())(x), folded(x))
 
 
 def test_linear_layers_and_chains_without_a_trace():

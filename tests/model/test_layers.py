@@ -82,9 +82,7 @@ def test_steps_are_the_codes_of_quantize(scheme):
 
 
 @pytest.mark.parametrize("weights", ["int8-channel", "int4-channel", "int3"])
-@pytest.mark.parametrize(
-    "inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8-row", False), ("uint8-asym", True)]
-)
+@pytest.mark.parametrize("inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8-row", False), ("uint8-asym", True)])
 def test_fake_and_integer_agree(weights, inputs, static):
     torch.manual_seed(3)
     x, weight = torch.randn(50, 64), qlab.quantize(torch.randn(20, 64), weights)
@@ -132,9 +130,7 @@ def fits(dimensions, options):
 
 
 @pytest.mark.parametrize("dimensions, options", [each for each in itertools.product((1, 2), CONVS) if fits(*each)])
-@pytest.mark.parametrize(
-    "inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8", False), ("uint8-asym", False)]
-)
+@pytest.mark.parametrize("inputs, static", [("int8-asym", True), ("int8-asym", False), ("int8", False), ("uint8-asym", False)])
 def test_convolutions_are_exact(dimensions, options, inputs, static):
     torch.manual_seed(6)
     layer = (nn.Conv1d, nn.Conv2d)[dimensions - 1](4, 8, **options)
@@ -178,14 +174,7 @@ def test_nan_is_not_lost():
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
-MORE = [
-    "int4-asym",
-    "int4-channel-asym",
-    "int4-b32-asym",
-    "int4-b48",
-    "int3-b32",
-    qlab.Scheme("int4", qlab.PerBlock(5, axis=0)),
-]
+MORE = ["int4-asym", "int4-channel-asym", "int4-b32-asym", "int4-b48", "int3-b32", qlab.Scheme("int4", qlab.PerBlock(5, axis=0))]
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *MORE], ids=str)

@@ -27,6 +27,23 @@ def mix_of_schemes():
     return qlab.allocate_bits(model, ["int8-channel", "int4-b32/f16", "int2-b32/f16"], batches, budget=5)
 
 
+def scaled_training():
+    """Two steps of twelve overflow; half of the first layer's weights, of 6 of its parameters 2, get gradients that vanish."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    optimizer, scaler, reports = torch.optim.SGD(model.parameters(), lr=0.0), qlab.amp.LossScaler(2.0**20, interval=3), {}
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    for step in range(12):
+        optimizer.zero_grad()
+        x = torch.tensor([[1e-15, 1e34 if step in (4, 5) else 1.0]])
+        scaler.multiply(model(x).sum()).backward()
+        if step % 2 == 0:
+            reports[step] = qlab.amp.underflow_report(model, "float16")
+        scaler.step(optimizer)
+        scaler.update()
+    return scaler, reports
+
+
 FIGURES = {
     "number_line": lambda: qlab.show.number_line("float6_e3m2fn"),
     "binades": lambda: qlab.show.binades("float16", "bfloat16"),
@@ -47,6 +64,7 @@ FIGURES = {
     "energy": qlab.show.energy,
     "digit_with_fewer_words": lambda: qlab.show.digit_with_fewer_words(np.arange(64).reshape(8, 8) / 63, 5),
     "accuracy_and_size": lambda: qlab.show.accuracy_and_size([32, 4, 2], [97.5, 96.0, 20.0], [19.0, 2.4, 1.2]),
+    "scale_history": lambda: qlab.show.scale_history(*scaled_training()),
     "sensitivity_bars": lambda: qlab.sensitivity(two_layers()[0], "weight_only_int8", two_layers()[1]).figure(),
     "pareto_front": lambda: mix_of_schemes().figure(),
     "rate_distortion": lambda: qlab.compare_schemes(np.arange(256.0) % 19, ["nf4", "int8", "int2", "int8-b32"]).figure(),
@@ -161,6 +179,63 @@ def test_the_observer_with_the_least_error_has_the_best_ratio():
     figure = qlab.show.observer_ranges(np.random.default_rng(0).laplace(size=(16, 500)), 4)
     ratios = dict(part.split() for part in figure.data["sqnr"].split(" / "))
     assert max(ratios, key=lambda name: float(ratios[name])) == "histogram_mse"
+
+
+def test_a_history_is_drawn_as_it_was():
+    pytest.importorskip("torch")
+    scaler, reports = scaled_training()
+    assert scaler.skipped == [4, 5]
+    figure = scaler.figure(reports)
+    drawn = figure.matplotlib()
+    staircase, edges, _ = drawn.axes[0].patches[0].get_data()
+    assert np.repeat(2.0**staircase, np.diff(edges).astype(int)).tolist() == scaler.scales
+    assert (edges[0], edges[-1]) == (-0.5, len(scaler.scales) - 0.5)
+    assert [(x, 2.0**y) for x, y in drawn.axes[0].lines[0].get_xydata()] == [(4, scaler.scales[4]), (5, scaler.scales[5])]
+    assert figure.data["largest"] == f"{200 / 6:.3g}"
+    assert qlab.show.scale_history(scaler).data["layers"] == 0
+    before = figure.svg()
+    scaler.scales.append(2.0**19)
+    scaler.skipped.append(12)
+    assert figure.svg() == before  # though training went on
+    scaler.load_state_dict(scaler.state_dict() | {"scales": [1.0, 0.0], "skipped": []})
+    assert scaler.figure().matplotlib().axes[0].patches[0].get_data().values.tolist() == [0.0, -149.0]
+
+
+def test_underflow_of_layers_is_drawn_as_reported():
+    pytest.importorskip("torch")
+    scaler, columns = qlab.amp.LossScaler(), ("tensor", "count", "underflow")
+    scaler.load_state_dict(scaler.state_dict() | {"scales": [2.0] * 10})
+    reports = {
+        2: qlab.show.Table(columns, [("a.weight", 90, 10.0), ("a.bias", 10, 100.0), ("b", 4, 0.0)]),
+        7: qlab.show.Table(columns, [("a.weight", 90, 0.0), ("a.bias", 10, 95.0), ("b", 4, 38.0)]),
+    }
+    figure = scaler.figure(dict(reversed(reports.items())))
+    assert (figure.data["layers"], figure.data["largest"]) == (2, "38")
+    axes = figure.matplotlib().axes[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    cells = [
+        (path.vertices[:, 0].min(), path.vertices[:, 0].max(), round(path.vertices[:, 1].mean()), color[3])
+        for strip in axes.collections for path, color in zip(strip.get_paths(), strip.get_facecolors(), strict=True)
+    ]  # fmt: skip
+    assert cells == [(1.5, 6.5, 0, 0.5), (6.5, 9.5, 0, 0.25), (6.5, 9.5, 1, 1.0)]  # 19 %, 9.5 % and 38 % of at most 38 %
+    scaler.load_state_dict(scaler.state_dict() | {"scales": [2.0] * 500})
+    axes = scaler.figure({step: reports[7 if step % 2 else 2] for step in range(500)}).matplotlib().axes[1]
+    assert 100 < sum(len(strip.get_paths()) for strip in axes.collections) <= 2 * 200  # of 500 reports, 200
+
+
+def test_histories_that_cannot_be_drawn():
+    pytest.importorskip("torch")
+    scaler, reports = scaled_training()
+    with pytest.raises(TypeError, match="not GradScaler"):
+        qlab.show.scale_history(torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match="no step to draw; train one step at least"):
+        qlab.amp.LossScaler().figure()
+    with pytest.raises(TypeError, match="dict of step to the table"):
+        scaler.figure(list(reports.values()))
+    with pytest.raises(ValueError, match=r"reports\[12\] is of no step of this scaler's; it has steps 0 to 11"):
+        scaler.figure({12: reports[0]})
+    with pytest.raises(TypeError, match=r"reports\[0\] is not a table of qlab.amp.underflow_report"):
+        scaler.figure({0: qlab.show.Table(("tensor",), [("a",)])})
 
 
 def test_arithmetic_that_cannot_be_drawn():
