@@ -10,6 +10,7 @@ nothing was clipped; torch.func, which knows no gradients of operators, gets the
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -79,7 +80,10 @@ def dequantize(qtensor: QTensor, dtype: Any, out: Tensor | None) -> Tensor:
 def fake_quantize(x: Tensor, scheme: str | Scheme, gradient: str, out: Tensor | None) -> Tensor:
     """Return a tensor quantized and brought back; see `qlab.fake_quantize`."""
     one_of("gradient", gradient, GRADIENTS)
-    spec = scheme if isinstance(scheme, str) else _spec(scheme)
+    if not isinstance(scheme, str):
+        spec = _spec_of(id(scheme)) if torch.compiler.is_compiling() else _spec(scheme)
+    else:
+        spec = scheme
     if out is None:
         return _apply(x, spec, gradient == "clipped")[0]
     if x.requires_grad and torch.is_grad_enabled():
@@ -99,13 +103,15 @@ _KEPT: dict[str, Scheme] = {}
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _spec(scheme: Scheme) -> str:
-    """Write a scheme as a text that `_scheme_of` reads."""
-    return _text_of(scheme)
+def _spec_of(address: int) -> str:
+    """Write the scheme at an address: the compiler of torch 2.11 does not hand over frozen dataclasses themselves."""
+    scheme: Scheme = ctypes.cast(address, ctypes.py_object).value
+    return _spec(scheme)
 
 
 @lru_cache(maxsize=512)
-def _text_of(scheme: Scheme) -> str:
+def _spec(scheme: Scheme) -> str:
+    """Write a scheme as a text that `_scheme_of` reads."""
     text = str(scheme)
     try:
         if get_scheme(text) == scheme:
@@ -156,7 +162,7 @@ _operator.register_autograd(_straight_through, setup_context=_remember)
 
 
 def _mapped(info: Any, in_dims: tuple[int | None, ...], x: Tensor, scheme: str, clipped: bool) -> Any:
-    batched = _text_of(_with_a_leading_axis(_scheme_of(scheme), x.dim() - 1))
+    batched = _spec(_with_a_leading_axis(_scheme_of(scheme), x.dim() - 1))
     results = _apply(x.movedim(in_dims[0] or 0, 0), batched, clipped)
     return results, (0, 0 if _keeps_inside(scheme, clipped) else None)
 

@@ -20,10 +20,10 @@ from torch import nn
 from qlab._check import one_of
 from qlab._pieces import Array
 from qlab._progress import Progress
-from qlab.model.fuse import fuse
-from qlab.model.outputs import in_decibels, listed_batches, output_error, outputs_of, quantized_layers
+from qlab.model.fuse import fuse, replace_layer
+from qlab.model.outputs import in_decibels, output_error, outputs_of, quantized_layers
 from qlab.model.recipe import Recipe
-from qlab.model.record import collect_inputs
+from qlab.model.record import collect_inputs, listed_batches
 from qlab.model.transform import LayerChange, quantize_model
 from qlab.show.table import Table
 from qlab.tensor.scheme import Scheme, get_scheme
@@ -145,7 +145,7 @@ class Allocation:
         result = next(iter(parts.values()))
         for name, scheme in chosen.items():
             if parts[scheme] is not result:
-                result.set_submodule(name, parts[scheme].get_submodule(name))
+                result = replace_layer(result, name, parts[scheme].get_submodule(name))
         lines = {scheme: {line.name: line for line in _changes(part)} for scheme, part in parts.items()}
         changes = [lines[chosen[line.name]][line.name] if line.name in chosen else line for line in _changes(result)]
         result.quantization_changes = changes  # type: ignore[assignment]
@@ -233,17 +233,14 @@ def allocate_bits(
             f"{asked} is less than the smallest mix, {smallest} bytes or {8 * smallest / weights:.4g} bits per weight; "
             "raise it, or add schemes with fewer bits"
         )
-    old = {name: base.get_submodule(name) for name in names}
     errors = (_errors_of_output if metric == "output" else _errors_of_layers)(base, parts, names, listed)
     total_bytes, total_error, choices = best_mixes(sizes, errors)
     place = int(np.searchsorted(total_bytes, allowed, side="right")) - 1  # errors fall along the front
     chosen = choices(place)
     reference = outputs_of(base, listed)
     for name, choice in zip(names, chosen, strict=True):
-        base.set_submodule(name, parts[choice][name])
+        base = replace_layer(base, name, parts[choice][name])
     measured = output_error(reference, outputs_of(base, listed))[0]
-    for name in names:
-        base.set_submodule(name, old[name])
     layers = [
         LayerAllocation(name, count, candidates[k], 8 * int(size[k]) / count, int(size[k]), float(error[k]))
         for name, count, k, size, error in zip(names, counts, chosen, sizes, errors, strict=True)
@@ -334,9 +331,9 @@ def _errors_of_output(base: nn.Module, parts: list[dict[str, nn.Module]], names:
             progress.begin(name)
             layer = base.get_submodule(name)
             for column, part in enumerate(parts):
-                base.set_submodule(name, part[name])
+                base = replace_layer(base, name, part[name])
                 errors[row, column] = output_error(reference, outputs_of(base, batches))[0]
-            base.set_submodule(name, layer)
+            base = replace_layer(base, name, layer)
     return errors
 
 

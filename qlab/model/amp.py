@@ -314,9 +314,9 @@ def _rounder(fmt: Format | Scheme, rounding: str, overflow: str, generator: np.r
 
 def _round_all(parameters: list[Any], rounder: Rounder) -> None:
     with torch.no_grad():
-        for p in parameters:
-            if p.is_floating_point():
-                p.copy_(rounder(p, -1))
+        rounded = [(p, rounder(p, -1)) for p in parameters if p.is_floating_point()]  # all, or an error before any is changed
+        for p, values in rounded:
+            p.copy_(values)
 
 
 def _check_model(model: nn.Module) -> None:

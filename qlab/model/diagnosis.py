@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from qlab._progress import Progress
-from qlab.model.fuse import fuse
+from qlab.model.fuse import fuse, replace_layer
 from qlab.model.outliers import Channels, over_median
-from qlab.model.outputs import call_order, in_decibels, listed_batches, output_error, outputs_of, quantized_layers
+from qlab.model.outputs import call_order, in_decibels, output_error, outputs_of, quantized_layers
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.record import LAYERS, collect_inputs
+from qlab.model.record import LAYERS, collect_inputs, listed_batches
 from qlab.model.transform import quantize_model
 from qlab.number.codec import cast
 from qlab.number.formats import IntFormat
@@ -193,6 +193,8 @@ def sensitivity(
     listed = listed_batches(batches)
     quantized = quantize_model(model, recipe, listed, show=False)
     base, new = fuse(model), quantized_layers(quantized)
+    if not new:
+        raise ValueError(f"the recipe ({recipe}) leaves all layers as they are; lower min_size")
     reached = [name for name in call_order(base, listed) if name in new]
     names = [*reached, *(name for name in new if name not in reached)]
     old = {name: base.get_submodule(name) for name in names}
@@ -210,12 +212,12 @@ def sensitivity(
     with Progress(2 * len(names)) as progress:
         for name in names:
             progress.begin(name)
-            base.set_submodule(name, new[name])
+            base = replace_layer(base, name, new[name])
             alone[name] = measure()
-            base.set_submodule(name, old[name])
+            base = replace_layer(base, name, old[name])
         for name in names:
             progress.begin(name)
-            base.set_submodule(name, new[name])
+            base = replace_layer(base, name, new[name])
             accumulated[name] = measure()
 
     def change(value: float | None) -> float | None:

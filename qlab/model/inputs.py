@@ -8,12 +8,14 @@ One function makes the steps for integer products and for fake quantization, so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qlab.model.packed import keeping_dtypes
 from qlab.model.recipe import Activations
 from qlab.number.codec import cast
 from qlab.number.formats import IntFormat
@@ -48,6 +50,11 @@ class StaticRange(nn.Module):
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         self.register_buffer("zero", torch.tensor(zero, dtype=torch.float32))
+
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> StaticRange:
+        """In float32 whatever the layer computes in: codes times scales may go beyond float16."""
+        result: StaticRange = super()._apply(keeping_dtypes(convert), recurse)  # type: ignore[no-untyped-call]
+        return result
 
 
 def static_range(lowest: float, highest: float, activations: Activations) -> StaticRange:
@@ -184,6 +191,8 @@ def quantized_input(x: Tensor, activations: Activations, static: StaticRange | N
     if has_steps(activations):
         steps, scale, zero = find_steps(x, activations, static)
         return ((steps if zero is None else steps - zero) * scale).to(x.dtype)
+    if not x.numel():
+        return x
     if static is None:
         return fake_quantize(x, activations.scheme)  # type: ignore[no-any-return]
     fmt = activations.scheme.format

@@ -35,11 +35,19 @@ _IMAGES = 2**18
 """Elements that a convolution takes at once."""
 
 
-def _codes_made_again(layer: _Quantized, _: Any) -> None:
-    """After a state dict is loaded: the sums of codes and the kernel, which are not in it."""
-    layer.kernel = None
-    if layer.integer:
-        layer.sums = layer.weight.int8_codes().sum(dim=1, dtype=torch.int32)
+def _follow_codes(layer: _Quantized, _: Any = None) -> None:
+    """Make the sums of codes anew, and drop the kernel, if the weights are no more those that they were made of."""
+    if layer.fake:
+        return
+    now = [
+        (held, -1 if held.is_inference() else held._version)  # which counts what is written into a tensor
+        for held in layer.weight._buffers.values() if held is not None
+    ]  # fmt: skip
+    if len(now) != len(layer.followed) or any(a is not c or b != d for (a, b), (c, d) in zip(now, layer.followed, strict=True)):
+        layer.kernel = None
+        if layer.integer:
+            layer.sums = layer.weight.int8_codes().sum(dim=1, dtype=torch.int32)  # (out,)
+        layer.followed = now
 
 
 class _Quantized(nn.Module):
@@ -56,20 +64,21 @@ class _Quantized(nn.Module):
         static: StaticRange | None = None, *, input_scale: Tensor | None = None, fake: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.activations, self.static, self.fake = activations, static, fake
+        self.activations, self.static, self.fake, self.weight_shape = activations, static, fake, tuple(weight.shape)
         self.one_scale = static is not None or (activations is not None and isinstance(activations.scheme.blocks, PerTensor))
         self.kernel: LinearKernel | ConvKernel | Product | None = None  # made at the first call; in no state dict
+        self.followed: list[tuple[Tensor, int]] = []  # the buffers that kernel and sums were made of
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
             self.register_buffer("values", packed.dequantize())
         else:
             self.weight = packed
-        sums = packed.int8_codes().sum(dim=1, dtype=torch.int32) if self.integer else None  # (out,)
-        self.register_buffer("sums", sums, persistent=False)
+        self.register_buffer("sums", None, persistent=False)
+        _follow_codes(self)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
-        self.register_load_state_dict_post_hook(_codes_made_again)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_follow_codes)  # type: ignore[no-untyped-call]
 
     def _can_multiply_integers(self, weight: QTensor) -> bool:
         """Whether both sides are integers of up to 8 bits, times one scale for each output and each row of the input."""
@@ -83,15 +92,27 @@ class _Quantized(nn.Module):
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kernel": None}
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.kernel = None  # it holds the weights of before
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return {**self.__dict__, "kernel": None, "followed": []}
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats."""
         return self.values.to(dtype) if self.fake else self.weight.dequantize(dtype)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Refuse inputs that would be an error of torch from the depth, or integers that outputs would be cut to."""
+        if self.activations is not None and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise TypeError("torch.jit.trace would keep the scale of this input as a constant; use torch.export.export")
+        if not x.is_floating_point():
+            raise TypeError(f"the input is a tensor of {x.dtype}; give floats, as x.float()")
+        if not self._fits(x.shape):
+            raise ValueError(f"the input has the shape {tuple(x.shape)}; this layer takes {self._wanted()}")
+        return x
+
+    def _fits(self, shape: torch.Size) -> bool:
+        raise NotImplementedError
+
+    def _wanted(self) -> str:
+        raise NotImplementedError
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input as floats, quantized and brought back where the recipe says so."""
@@ -117,9 +138,11 @@ class _Quantized(nn.Module):
 
     def _ready_kernel(self, device: torch.device) -> LinearKernel | ConvKernel | None:
         """The CPU's kernel, if it can do the product: it takes one scale for the whole input, in float32."""
-        if not self.one_scale or not has_kernels(device):
+        if not torch.compiler.is_compiling():
+            _follow_codes(self)
+        if not self.one_scale or not has_kernels(device) or self.weight.scale.dtype != torch.float32:  # type: ignore[union-attr]
             return None
-        if self.kernel is None and self.weight.scale.dtype == torch.float32:  # type: ignore[union-attr]
+        if self.kernel is None:
             self.kernel = self._make_kernel()
         return self.kernel  # type: ignore[return-value]
 
@@ -176,7 +199,8 @@ class QuantizedLinear(_Quantized):
 
     Notes
     -----
-    Integer products are exact; what is left is the rounding of two float32 operations, of the scale and of the bias.
+    Integer products are exact; what is left is the rounding of two float32 operations, of the scale and of the bias. They
+    have no gradient: to train, use `prepare_qat`.
 
     Examples
     --------
@@ -187,8 +211,9 @@ class QuantizedLinear(_Quantized):
     tensor([[2.0079]])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x @ weight.T + bias``, shape (*lead, out)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input @ weight.T + bias``, shape (*lead, out)."""
+        x = self._checked(input)
         if not self.integer:
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -200,7 +225,13 @@ class QuantizedLinear(_Quantized):
             outputs = self._multiplied(kernel, codes, scale, zero)
         else:
             outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero)
-        return outputs.reshape(*x.shape[:-1], -1).to(x.dtype)  # of (rows, out)
+        return outputs.reshape(*x.shape[:-1], self.weight_shape[0]).to(x.dtype)  # of (rows, out)
+
+    def _fits(self, shape: torch.Size) -> bool:
+        return len(shape) > 0 and shape[-1] == self.weight_shape[1]
+
+    def _wanted(self) -> str:
+        return f"(*lead, {self.weight_shape[1]})"
 
     def _make_kernel(self) -> LinearKernel:
         return LinearKernel(self.weight.int8_codes())
@@ -211,6 +242,7 @@ class QuantizedLinear(_Quantized):
             return None
         from qlab.backend import triton_products
 
+        _follow_codes(self)
         if self.kernel is None and triton_products.is_made_for(self.weight.shape, self.weight.dtype, self.weight.scheme):
             self.kernel = triton_products.Product(self.weight.qtensor())
         return self.kernel if isinstance(self.kernel, triton_products.Product) and self.kernel.takes(x) else None
@@ -240,10 +272,11 @@ class QuantizedConv(_Quantized):
         """Return the weights as floats, shape (out, in / groups, *kernel)."""
         return super().weights(dtype).reshape(self.weight_shape)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the convolution, shape (n, out, *size), or (out, *size) of an input without a batch."""
-        if x.ndim == len(self.kernel_size) + 1:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if input.ndim == len(self.kernel_size) + 1:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        x = self._checked(input)
         if not self.integer:
             x = self._padded(self._prepared(x))
             bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -261,7 +294,24 @@ class QuantizedConv(_Quantized):
         each = weight.chunk(self.groups)
         products = [integer_matmul(r.contiguous(), w) for r, w in zip(rows, each, strict=True)]
         outputs = self._rescaled(products[0] if len(products) == 1 else torch.cat(products, dim=1), scale, zero)
-        return outputs.reshape(*size, -1).movedim(-1, 1).to(x.dtype)
+        return outputs.reshape(*size, self.weight_shape[0]).movedim(-1, 1).to(x.dtype)
+
+    def _fits(self, shape: torch.Size) -> bool:
+        return (
+            len(shape) == 2 + len(self.kernel_size)
+            and shape[1] == self.weight_shape[1] * self.groups
+            and all(size >= least for size, least in zip(shape[2:], self._least(), strict=True))
+        )
+
+    def _wanted(self) -> str:
+        sizes = ", ".join(f"{least} or more" for least in self._least())
+        return f"([n,] {self.weight_shape[1] * self.groups}, {sizes})"
+
+    def _least(self) -> list[int]:
+        """The smallest sizes of an image that the kernel fits into, with the padding."""
+        reach = [dilation * (kernel - 1) + 1 for kernel, dilation in zip(self.kernel_size, self.dilation, strict=True)]
+        padding = zip(self.padding[-2::-2], self.padding[::-2], strict=True)
+        return [max(each - before - after, 0) for each, (before, after) in zip(reach, padding, strict=True)]
 
     def _by_images(self, kernel: LinearKernel | ConvKernel, x: Tensor) -> Tensor:
         """Some images after the others: what is between input and output stays in the cache, and takes no new memory."""
@@ -327,11 +377,14 @@ class QuantizedEmbedding(nn.Module):
         """What `print` shows."""
         return self.how
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Return the rows of an index, shape (*index.shape, width)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rows of an index, shape (*input.shape, width)."""
         if not self.by_row:
-            return functional.embedding(index, self.weight.dequantize())
-        return self.weight.dequantize_rows(index.reshape(-1)).reshape(*index.shape, -1)
+            return functional.embedding(input, self.weight.dequantize())
+        width = self.weight.shape[1]
+        if not input.numel():
+            return torch.empty(*input.shape, width, dtype=self.weight.dtype, device=input.device)
+        return self.weight.dequantize_rows(input.reshape(-1)).reshape(*input.shape, width)
 
 
 def _of_rows(blocks: Any, width: int | None = None) -> bool:

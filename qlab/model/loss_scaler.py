@@ -77,10 +77,12 @@ class LossScaler:
     """
 
     def __init__(self, initial: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
-        if not (0 < initial < math.inf):
+        with np.errstate(over="ignore"):
+            scale = float(np.float32(initial))
+        if not (0 < scale < math.inf):
             raise ValueError(f"initial={initial!r} is not allowed; give a positive, finite scale such as 2.0**16")
         _check_factors(growth, backoff, interval)
-        self.scale = float(np.float32(initial))
+        self.scale = scale
         self.growth, self.backoff, self.interval = float(growth), float(backoff), interval
         self.scales: list[float] = []
         self.skipped: list[int] = []

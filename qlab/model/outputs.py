@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,17 +11,7 @@ from torch import Tensor, nn
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.record import run_batches
 
-__all__ = ["call_order", "in_decibels", "listed_batches", "output_error", "outputs_of", "quantized_layers"]
-
-
-def listed_batches(batches: Iterable[Any]) -> list[Any]:
-    """Return the batches as a list, which can be gone through again and again."""
-    if isinstance(batches, (Tensor, Mapping)):
-        raise TypeError(f"batches is a single {type(batches).__name__}; give a list of them: [batch]")
-    listed = list(batches)
-    if not listed:
-        raise ValueError("batches is empty; give at least one, a tensor, a tuple or a dict (was an iterator gone through?)")
-    return listed
+__all__ = ["call_order", "in_decibels", "output_error", "outputs_of", "quantized_layers"]
 
 
 def outputs_of(model: nn.Module, batches: list[Any]) -> list[Any]:
@@ -40,6 +30,8 @@ def output_error(reference: list[Any], outputs: list[Any]) -> tuple[float, float
 
     The error is infinite, the cosine 0, if an output is not finite.
     """
+    if not any(_first_tensor(output).numel() for output in reference):
+        raise ValueError("the model's outputs hold no number; give batches with at least one row")
     signal = noise = dot = energy = 0.0
     for first, second in zip(reference, outputs, strict=True):
         x, y = (_first_tensor(o).detach().double() for o in (first, second))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from qlab.tensor.packing import pack, unpack
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Scheme
 
-__all__ = ["Packed"]
+__all__ = ["Packed", "keeping_dtypes"]
 
 _OWN = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # formats of scales that torch can keep as they are
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as floats
 
 
 class Packed(nn.Module):
@@ -163,6 +167,12 @@ class Packed(nn.Module):
         codes = self._unpacked(self.payload, math.prod(self.shape))
         return ((codes << (8 - bits)).view(torch.int8) >> (8 - bits)).reshape(rows, -1)  # the sign comes down with the shift
 
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
+        """Scales stay as they are stored; a change of dtype is one of the values that come back."""
+        self.dtype = convert(torch.empty(0, dtype=self.dtype)).dtype
+        result: Packed = super()._apply(keeping_dtypes(convert), recurse)  # type: ignore[no-untyped-call]
+        return result
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         held = state_dict.get(prefix + "about")
         if held is not None:
@@ -172,7 +182,20 @@ class Packed(nn.Module):
                     f"{prefix[:-1]}: the state dict holds {about['scheme']} of shape {tuple(about['shape'])}, the layer "
                     f"{self.scheme} of shape {self.shape}; build the model with the same recipe before loading"
                 )
+            codebook = self.scheme.format
+            if "codebook" in about and isinstance(codebook, TableFormat):
+                self.scheme = replace(self.scheme, format=TableFormat(codebook.name, about["codebook"]))
+            self.about = torch.empty_like(held, device=self.about.device)  # of another length: another codebook or dtype
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def keeping_dtypes(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what `nn.Module.to` does to tensors (`half`, `cuda`), less the change of dtype: it is shown integers only."""
+
+    def keep(x: Tensor) -> Tensor:
+        return convert(x.view(_BITS[x.element_size()])).view(x.dtype) if x.is_floating_point() else convert(x)
+
+    return keep
 
 
 def _packed_zero(zero: Tensor, scheme: Scheme) -> Tensor:

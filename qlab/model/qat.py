@@ -18,12 +18,21 @@ from torch import nn
 from qlab._check import one_of
 from qlab.backend.torch_ops import GRADIENTS
 from qlab.model.fuse import pairs_to_fuse, replace_layer
-from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
+from qlab.model.layers import QuantizedConv, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
 from qlab.model.qat_norm import SyncedNorm
 from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, LearnedWeights, RuleWeights, is_plain
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.transform import LayerChange, _choose, _refuse_shared, bytes_of, quantization_map, sqnr_of
+from qlab.model.transform import (
+    LayerChange,
+    _choose,
+    bytes_of,
+    check_model,
+    check_weights,
+    leave_fast_path,
+    quantization_map,
+    sqnr_of,
+)
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerTensor
 from qlab.tensor.qtensor import QTensor
@@ -109,9 +118,9 @@ def prepare_qat(
     one_of("gradient", gradient, GRADIENTS)
     _check_numbers(decay, freeze_after)
     _check_recipe(recipe, steps, clip, gradient)
-    _check_model(model)
+    check_model(model)
     chosen, _ = _choose(model, recipe)
-    _refuse_shared(model, chosen)
+    check_weights(model, chosen)
     result = _copied(model)
     norms = dict(pairs_to_fuse(result))
     for name in chosen:
@@ -122,9 +131,7 @@ def prepare_qat(
                 f"zeros: leave it out (skip=({name!r},))"
             )
         norm = result.get_submodule(norms[name]) if name in norms else None
-        if norm is not None and norm.num_features != layer.weight.shape[0]:  # type: ignore[index]
-            norm = None
-        elif isinstance(norm, nn.SyncBatchNorm):
+        if isinstance(norm, nn.SyncBatchNorm):
             norm = SyncedNorm(norm)
         inputs = _inputs(recipe, steps, clip, decay, freeze_after, name)
         new = QATLayer(layer, norm, inputs, recipe.activations, freeze_after)
@@ -135,6 +142,7 @@ def prepare_qat(
         result = replace_layer(result, name, new)
         if norm is not None:
             result = replace_layer(result, norms[name], nn.Identity().train(norm.training))
+    leave_fast_path(result)
     return result
 
 
@@ -259,16 +267,6 @@ def _check_static(scheme: Scheme, *, learned: bool) -> None:
             f"learned steps of activations need codes that are integers, not {scheme}; take 'int4-asym', or steps='absmax' "
             "and clip='none'"
         )
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
-    for name, module in model.named_modules():
-        if isinstance(module, (QuantizedLinear, QuantizedConv, QuantizedEmbedding)):
-            raise ValueError(f"the model is already quantized ({name!r} is a quantized layer); start from the original")
-        if isinstance(module, QATLayer):
-            raise ValueError(f"the model is already prepared ({name!r} is a layer of prepare_qat); start from the original")
 
 
 # --- what is done ----------------------------------------------------------------------------------------------------

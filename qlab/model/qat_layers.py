@@ -67,10 +67,9 @@ class QATLayer(nn.Module):
             for key in ("stride", "padding", "dilation", "groups", "kernel_size", "padding_mode"):
                 setattr(self, key, getattr(layer, key))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return what the layer, and the batch normalization after it, give for a rounded input."""
-        if self.inputs is not None:
-            x = self.inputs(x)
+        x = input if self.inputs is None else self.inputs(input)
         if self.norm is None or not self.norm.training or self._is_frozen():
             weight, bias = self.folded()
             return self._product(x, self._rounded(weight), bias)

@@ -179,6 +179,8 @@ class AveragedInput(nn.Module):
 
     def static(self) -> StaticRange:
         """Return the scale and zero point."""
+        if not self.seen:
+            raise _unseen(self.name)
         scale, zero = self._scale_and_zero()
         return StaticRange(float(scale), float(zero)).to(scale.device)
 
@@ -244,6 +246,11 @@ class LearnedInput(_Learned):
     def static(self) -> StaticRange:
         """Return the scale and zero point."""
         step = self._step().detach()
+        if not math.isfinite(float(step) + float(self.zero)):
+            raise ValueError(
+                f"layer {self.name!r} has learned a step of {float(step):g} and a zero point of {float(self.zero):g} for its "
+                "inputs; training has diverged, or began with a batch that was not finite: prepare and train again"
+            )
         return StaticRange(float(step), float(self.zero)).to(step.device)
 
     def _step(self) -> Tensor:
@@ -281,7 +288,8 @@ def _spread(lowest: Tensor, highest: Tensor, scheme: Scheme) -> tuple[Tensor, Te
 
 def _unseen(name: str) -> ValueError:
     return ValueError(
-        f"layer {name!r} has no range for its inputs yet; run at least one batch through the prepared model in train mode"
+        f"layer {name!r} has no range for its inputs yet; run at least one batch (of finite numbers) through the prepared model "
+        "in train mode"
     )
 
 

@@ -6,14 +6,14 @@ A recipe is frozen and hashable, and reads aloud: ``str(recipe)`` is a sentence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
 from qlab._check import one_of, unknown_name
-from qlab.number.formats import Format, get_format
+from qlab.number.formats import Format, IntFormat, get_format
 from qlab.tensor.blocks import PerTensor
-from qlab.tensor.scheme import Scheme, get_scheme
+from qlab.tensor.scheme import Fitted, Scheme, get_scheme
 
 __all__ = ["METHODS", "OBSERVERS", "RECIPES", "TYPES", "Activations", "Recipe", "RecipeTable", "get_recipe"]
 
@@ -50,7 +50,7 @@ class Activations:
         if self.when == "static":
             rule, zero = self.scheme.scale.rule, self.scheme.zero
             plain = rule in ("absmax", "minmax", "mean_abs") and zero != "min" and not self.scheme.center
-            if not (isinstance(self.scheme.blocks, PerTensor) and plain):
+            if not (isinstance(self.scheme.blocks, PerTensor) and plain) or isinstance(self.scheme.format, Fitted):
                 raise ValueError(
                     f"static activations have one scale and the observer finds it, so that {self.scheme} is not allowed; "
                     "take a scheme for the whole tensor, such as 'int8-asym', or when='dynamic'"
@@ -121,14 +121,23 @@ class Recipe:
         one_of("method", self.method, METHODS)
         for kind in self.types:
             one_of("types", kind, TYPES)
-        if self.dtype is not None and (self.weights is not None or self.activations is not None):
-            raise ValueError(f"dtype={self.dtype.name} rounds all parameters; leave out weights and activations, or dtype")
+        if self.dtype is not None:
+            self._check_dtype(self.dtype)
         if self.dtype is None and self.weights is None and self.activations is None and self.embeddings is None:
             raise ValueError("a recipe says what to do: give weights, activations, embeddings or dtype")
         if self.method != "rtn" and self.weights is None:
             raise ValueError(f"method={self.method!r} finds codes of weights; give weights, a scheme")
         if isinstance(self.min_size, bool) or not isinstance(self.min_size, int) or self.min_size < 0:
             raise ValueError(f"min_size={self.min_size!r} is not allowed; give a number of weights, 0 or more")
+        if self.options and self.method == "rtn":
+            raise ValueError(f"options={dict(self.options)} are for a method that searches; name it, as method='gptq'")
+
+    def _check_dtype(self, dtype: Format) -> None:
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("dtype", "name")}
+        if more := [key for key, value in given.items() if value != getattr(Recipe, key)]:
+            raise ValueError(f"dtype={dtype.name} rounds all parameters; leave out {' and '.join(more)}, or dtype")
+        if isinstance(dtype, IntFormat):
+            raise ValueError(f"dtype={dtype.name} has no scale; give weights, a scheme such as '{dtype.name}-channel'")
 
     def __str__(self) -> str:
         if self.dtype is not None:

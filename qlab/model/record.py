@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from qlab._progress import progress
 
-__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "patches", "run_batches"]
+__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches"]
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
@@ -243,6 +243,23 @@ def collect_inputs(
     return {name: gathered[name].inputs() for name in layers if name in gathered}
 
 
+def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[Any]:
+    """Return batches as a list, which can be gone through again and again.
+
+    Raises
+    ------
+    TypeError
+        If it is a single batch, or no iterable.
+    ValueError
+        If there are none.
+    """
+    _refuse_single(batches, argument)
+    listed = list(batches)
+    if not listed:
+        raise ValueError(f"{argument} is empty; {_GIVE}")
+    return listed
+
+
 def run_batches(
     model: nn.Module, batches: Iterable[Any], watching: Iterable[tuple[nn.Module, Callable[[Tensor], None]]] = ()
 ) -> None:
@@ -253,14 +270,15 @@ def run_batches(
     ValueError
         If there are no batches.
     TypeError
-        If a batch is not a tensor, a tuple or a dict.
+        If a batch is not a tensor, a tuple or a dict, or there is a single one.
     """
+    _refuse_single(batches, "batches")
     hooks = []
     try:
         for module, function in watching:
             hooks.append(module.register_forward_pre_hook(_hook(function), with_kwargs=True))
         count = 0
-        with _eval_mode(model), torch.no_grad():
+        with _eval_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code skips new hooks
             for batch in progress(batches, "calibration"):
                 arguments, keywords = _arguments(batch)
                 model(*arguments, **keywords)
@@ -269,10 +287,7 @@ def run_batches(
         for hook in hooks:
             hook.remove()
     if count == 0:
-        raise ValueError(
-            "calibration is empty; give an iterable of batches, each a tensor, a tuple or a dict "
-            "(an iterator that was gone through before is empty the second time)"
-        )
+        raise ValueError(f"calibration is empty; {_GIVE}")
 
 
 def data_hash(batches: Iterable[Any]) -> str:
@@ -305,6 +320,19 @@ def data_hash(batches: Iterable[Any]) -> str:
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+_GIVE = (
+    "give an iterable of batches, each a tensor, a tuple or a dict (an iterator that was gone through before is empty the "
+    "second time)"
+)
+
+
+def _refuse_single(batches: Any, argument: str) -> None:
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{argument} is an iterable of batches, not a single {type(batches).__name__}; put it into a list: [batch]"
+        )
+
+
 def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
     known: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     if names is None:
@@ -323,7 +351,8 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     if isinstance(batch, Mapping):
         return (), batch
     raise TypeError(
-        f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}"
+        f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
+        "of a loader of (x, label), give ((x,) for x, label in loader)"
     )
 
 

@@ -63,7 +63,8 @@ def round_to_steps(
     >>> values.tolist(), x.grad.tolist(), round(step.grad.item(), 4)  # (1 - 0.6) + (2 - 1.6) + 3
     ([0.5, 1.0, 1.5], [1.0, 1.0, 0.0], 3.8)
     """
-    return _ToSteps.apply(x, step, zero, float(fmt.min), float(fmt.max), learns, factor)  # type: ignore[no-any-return, no-untyped-call]
+    values: Tensor = _ToSteps.apply(x.float(), step, zero, float(fmt.min), float(fmt.max), learns, factor)  # type: ignore[no-untyped-call]
+    return values.to(x.dtype)
 
 
 class _ToSteps(torch.autograd.Function):
@@ -73,8 +74,8 @@ class _ToSteps(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, step: Tensor, zero: Tensor, lowest: float, highest: float, learns: str, factor: float | Tensor
     ) -> Tensor:
-        ctx.learns, ctx.factor, ctx.step_shape, ctx.dtype = learns, factor, step.shape, x.dtype
-        scaled = x.float() / step
+        ctx.learns, ctx.factor, ctx.step_shape = learns, factor, step.shape
+        scaled = x / step
         rounded = torch.round(scaled)
         steps = rounded.clamp(lowest - zero, highest - zero)
         if learns == "clip":  # of PACT the clip itself: what is beyond its ends, be it by less than half a step
@@ -85,15 +86,15 @@ class _ToSteps(torch.autograd.Function):
             ctx.save_for_backward(inside)
         else:  # what the step is multiplied by, less x / step where that moves along
             ctx.save_for_backward(inside, torch.where(inside, steps - scaled if learns == "step" else 0.0, steps))
-        return steps.mul_(step).to(x.dtype)
+        return steps * step  # not in place: under torch 2.11's compiler the gradient would be lost
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         inside, *by_step = ctx.saved_tensors
         of_step = None
         if by_step:
-            of_step = (gradient.float() * by_step[0]).sum_to_size(ctx.step_shape) * ctx.factor
-        return (gradient * inside).to(ctx.dtype), of_step, None, None, None, None, None
+            of_step = (gradient * by_step[0]).sum_to_size(ctx.step_shape) * ctx.factor
+        return gradient * inside, of_step, None, None, None, None, None
 
 
 def round_to_format(x: Tensor, scale: Tensor, fmt: Format) -> Tensor:

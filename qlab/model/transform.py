@@ -9,20 +9,22 @@ table: `quantization_map`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from qlab.model.fuse import fuse, replace_layer
+from qlab.model.fuse import fuse, refuse_training, replace_layer
 from qlab.model.inputs import StaticRange, static_range
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.methods import adaround, awq, gptq, hqq, rtn
 from qlab.model.observers import OBSERVERS, Observer
+from qlab.model.qat_layers import QATLayer
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.record import Inputs, collect_inputs, data_hash
+from qlab.model.record import Inputs, collect_inputs, data_hash, listed_batches
 from qlab.number.codec import cast
 from qlab.show.table import Table
 from qlab.tensor.qtensor import QTensor
@@ -92,8 +94,9 @@ def quantize_model(
     Raises
     ------
     ValueError
-        If the model is in train mode or already quantized, the recipe takes no layer, weights are shared with another
-        layer, calibration is missing, empty, or shows a layer NaN. The message names the layer and the remedy.
+        If the model, or a part of it, is in train mode, already quantized or prepared for training; the recipe takes no
+        layer; weights are shared with another layer, are not there yet or not finite; calibration is missing, empty, or
+        shows a layer NaN. The message names the layer and the remedy.
 
     Notes
     -----
@@ -112,14 +115,16 @@ def quantize_model(
     )
     """
     recipe = get_recipe(recipe)
-    _check_model(model)
+    check_model(model)
+    refuse_training(model)
+    _refuse_without_numbers(model)
     if recipe.dtype is not None:
         return _rounded(model, recipe, show)
     chosen, left = _choose(model, recipe)
-    _refuse_shared(model, chosen)
+    check_weights(model, chosen)
     if recipe.needs_calibration and calibration is None:
         raise ValueError(f"the recipe ({recipe}) needs to see data; give calibration=, an iterable of batches")
-    batches = _batches(calibration) if recipe.needs_calibration else None
+    batches = listed_batches(calibration, "calibration") if recipe.needs_calibration and calibration is not None else None
     result = fuse(model)
     inputs, ranges = _look(result, recipe, chosen, batches)
     changes = list(left)
@@ -127,7 +132,7 @@ def quantize_model(
         new, change = _quantize_layer(result.get_submodule(name), name, recipe, inputs.get(name), ranges.get(name), fake=fake)
         result = replace_layer(result, name, new)
         changes.append(change)
-    _leave_fast_path(result)
+    leave_fast_path(result)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
     result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
     result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
@@ -156,21 +161,31 @@ def quantization_map(model: nn.Module) -> Table:
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
+    """Raise an error if what is given is no model, is quantized or prepared already, or computes weights at each call."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
-    if model.training:
-        raise ValueError("the model is in train mode; call model.eval() first (dropout and batch normalization would differ)")
-    done = [name for name, module in model.named_modules() if isinstance(module, _QUANTIZED)]
-    if done:
-        raise ValueError(f"the model is already quantized ({done[0]!r} is a quantized layer); start from the original")
+    for name, module in model.named_modules():
+        if isinstance(module, _QUANTIZED):
+            raise ValueError(f"the model is already quantized ({name!r} is a quantized layer); start from the original")
+        if isinstance(module, QATLayer):
+            raise ValueError(
+                f"the model is already prepared for training ({name!r} is a layer of prepare_qat); qlab.convert quantizes "
+                "it, or start from the original"
+            )
+        if isinstance(module, tuple(_KINDS.values())) and "weight" in vars(module):
+            raise ValueError(
+                f"layer {name!r} computes its weight at each call (pruning, weight_norm or spectral_norm of "
+                "torch.nn.utils); make it permanent first, with prune.remove, remove_weight_norm or remove_spectral_norm"
+            )
 
 
-def _batches(calibration: Iterable[Any] | None) -> list[Any]:
-    if calibration is None or isinstance(calibration, (Tensor, Mapping, str)):
-        given = "a single " + type(calibration).__name__
-        raise TypeError(f"calibration is an iterable of batches, not {given}; put it into a list: [batch]")
-    return list(calibration)
+def _refuse_without_numbers(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} of a lazy layer has no numbers yet; run a batch through the model first")
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers; load the model's weights first")
 
 
 def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChange]]:
@@ -183,13 +198,8 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
         own = list(module.parameters(recurse=False))
         if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
             continue
-        if type(module) not in kinds:
-            why = _why_left(module, recipe)
-        elif not recipe.takes(name):
-            why = "left: by its name"
-        elif own[0].numel() < recipe.min_size:
-            why = f"left: below min_size={recipe.min_size}"
-        else:
+        why = _why_left(module, name, kinds, recipe)
+        if why is None:
             chosen.append(name)
             continue
         size = bytes_of(own)
@@ -200,17 +210,38 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
     return chosen, left
 
 
-def _why_left(module: nn.Module, recipe: Recipe) -> str:
-    if type(module) in _KINDS.values():
-        return f"left: the recipe takes {', '.join(recipe.types)} only"
-    if isinstance(module, tuple(_KINDS.values())):
-        return "left: a class of its own, whose forward may differ"
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-        return "left: normalization stays in floats"
-    return "left: qlab has no such layer"
+def _why_left(module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], recipe: Recipe) -> str | None:
+    """The reason why a layer is left; None if it is taken."""
+    if type(module) not in kinds:
+        if type(module) in _KINDS.values():
+            return f"left: the recipe takes {', '.join(recipe.types)} only"
+        if parametrize.is_parametrized(module):
+            return "left: its weight is parametrized; remove_parametrizations makes it permanent"
+        if isinstance(module, tuple(_KINDS.values())):
+            return "left: a class of its own, whose forward may differ"
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            return "left: normalization stays in floats"
+        return "left: qlab has no such layer"
+    if getattr(module, "max_norm", None) is not None:
+        return "left: max_norm changes its rows as they are looked up"
+    if not recipe.takes(name):
+        return "left: by its name"
+    if module.weight.numel() < recipe.min_size:  # type: ignore[operator]
+        return f"left: below min_size={recipe.min_size}"
+    return None
 
 
-def _refuse_shared(model: nn.Module, chosen: list[str]) -> None:
+def check_weights(model: nn.Module, chosen: list[str]) -> None:
+    """Raise a ValueError if weights of chosen layers are empty, not finite, or shared with another layer."""
+    for name in chosen:
+        weight: Any = model.get_submodule(name).weight
+        if not weight.numel():
+            raise ValueError(f"layer {name!r} of shape {tuple(weight.shape)} has no weights; leave it out (skip=({name!r},))")
+        if not weight.is_meta and (wrong := weight.numel() - int(torch.isfinite(weight).sum())):
+            raise ValueError(
+                f"layer {name!r} of shape {tuple(weight.shape)}: the weight holds {wrong} infinities or NaN, which have no "
+                "scale; load or train it again"
+            )
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
@@ -320,9 +351,15 @@ def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
     result, fmt = copy.deepcopy(model), recipe.dtype
     own = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(fmt.name)
     before = {name: p.numel() * p.element_size() for name, p in result.named_parameters()}
-    for tensor in (*result.parameters(), *result.buffers()):
+    for name, tensor in (*result.named_parameters(), *result.named_buffers()):
         if tensor.is_floating_point():
-            tensor.data = cast(tensor.data, fmt)
+            rounded = cast(tensor.data, fmt)
+            if before.get(name) and torch.isfinite(tensor).all() and not torch.isfinite(rounded).all():
+                raise ValueError(
+                    f"parameter {name!r} goes up to {float(tensor.data.abs().max()):.6g}, beyond {fmt.name}'s largest value, "
+                    f"{float(fmt.max):.6g}; take a wider format, such as 'bfloat16'"
+                )
+            tensor.data = rounded
     if own is not None:
         result = result.to(own)
     result.quantization_changes = [  # type: ignore[assignment]
@@ -335,10 +372,11 @@ def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
     return result
 
 
-def _leave_fast_path(model: nn.Module) -> None:
+def leave_fast_path(model: nn.Module) -> None:
     """Make torch's encoder layers call their linear layers, which they do not where they compute from the weights at once."""
+    kinds = (*_QUANTIZED, QATLayer)
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, _QUANTIZED) for m in module.modules()):
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, kinds) for m in module.modules()):
             module.activation_relu_or_gelu = 0
 
 

@@ -451,12 +451,12 @@ def test_the_operator_keeps_torchs_rules():
 
 
 def test_schemes_without_a_notation_are_kept_once():
-    assert torch_tensor._text_of(ODD) == torch_tensor._text_of(replace(ODD))
-    assert torch_tensor._scheme_of(torch_tensor._text_of(ODD)) == ODD
-    assert torch_tensor._text_of(qlab.get_scheme("nvfp4")) == "nvfp4"
+    assert torch_tensor._spec(ODD) == torch_tensor._spec(replace(ODD))
+    assert torch_tensor._scheme_of(torch_tensor._spec(ODD)) == ODD
+    assert torch_tensor._spec(qlab.get_scheme("nvfp4")) == "nvfp4"
     changed = replace(qlab.get_scheme("int8"), blocks=qlab.PerAxis(0))
     assert str(changed) == "int8-channel"
-    assert torch_tensor._scheme_of(torch_tensor._text_of(changed)) == changed
+    assert torch_tensor._scheme_of(torch_tensor._spec(changed)) == changed
 
 
 def test_autocast():

@@ -72,3 +72,10 @@ def state_hash(model):
 def held_bytes(model):
     """Bytes of the tensors of a state dict, but for the text that says what they mean."""
     return sum(t.numel() * t.element_size() for name, t in model.state_dict().items() if not name.endswith("about"))
+
+
+def decibels(wanted, found):
+    """Signal to noise of what was found."""
+    wanted, found = wanted.detach().double(), found.detach().double()
+    noise = (wanted - found).square().sum().clamp(min=1e-30)
+    return 10 * float(torch.log10(wanted.square().sum() / noise))

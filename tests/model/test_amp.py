@@ -365,3 +365,18 @@ def test_fp16_without_scaling_loses_gradients(digits):
     lost = {name: float((found - exact).norm() / exact.norm()) for name, found in gradients.items()}
     assert lost["plain"] > 0.05
     assert lost["scaled"] < 0.005
+
+
+def test_round_weights_rounds_all_or_nothing():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    model[1].weight.data[0, 0] = torch.nan
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="NaN"):
+        qlab.amp.round_weights(model, "mxfp4")
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("initial", [1e39, 1e-46])
+def test_a_first_scale_that_float32_cannot_hold_is_refused(initial):
+    with pytest.raises(ValueError, match=r"initial=.*positive, finite"):
+        qlab.amp.LossScaler(initial=initial)

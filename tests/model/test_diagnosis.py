@@ -163,7 +163,7 @@ def test_sensitivity_refuses():
         qlab.sensitivity(model, "float16", [x])
     with pytest.raises(ValueError, match="batches is empty"):
         qlab.sensitivity(model, "weight_only_int8", iter([]))
-    with pytest.raises(TypeError, match=r"batches is a single Tensor; give a list of them: \[batch\]"):
+    with pytest.raises(TypeError, match=r"not a single Tensor; put it into a list: \[batch\]"):
         qlab.sensitivity(model, "weight_only_int8", x)
     with pytest.raises(ValueError, match="train mode"):
         qlab.sensitivity(network(8, 8).train(), "weight_only_int8", [x])
@@ -326,3 +326,27 @@ def test_outliers_refuses():
         qlab.outliers(network(2, 2), [torch.tensor([[math.inf, math.nan]])])
     with pytest.raises(ValueError, match="batches is empty"):
         qlab.outliers(network(2, 2), [])
+
+
+# --- what nobody hopes to give ---------------------------------------------------------------------------------------
+def test_a_model_that_is_one_layer():
+    layer, x = nn.Linear(64, 4).eval(), drawn(32, 64)
+    assert qlab.sensitivity(layer, "weight_only_int8", [x]).worst.name == ""
+    mix = qlab.allocate_bits(layer, ["int8-channel", "int4-channel"], [x], budget=9)
+    assert torch.equal(mix.apply(layer)(x), qlab.quantize_model(layer, qlab.Recipe("int8-channel"), show=False)(x))
+
+
+def test_nothing_to_look_at():
+    model = network(8, 8)
+    with pytest.raises(ValueError, match="leaves all layers as they are; lower min_size"):
+        qlab.sensitivity(model, "dynamic_int8", [drawn(4, 8)])
+    with pytest.raises(ValueError, match="outputs hold no number"):
+        qlab.allocate_bits(model, ["int8-channel", "int4-channel"], [torch.zeros(0, 8)], budget=9)
+    assert qlab.outliers(model, [torch.zeros(0, 8)]) == ()
+
+
+def test_a_compiled_model_is_looked_into():
+    model, x = torch.compile(network(8, 8), backend="eager"), drawn(4, 8)
+    with torch.no_grad():
+        model(x)  # compiled code does not call hooks that come later
+    assert [layer.name for layer in qlab.outliers(model, [x])] == ["_orig_mod.0"]

@@ -6,6 +6,8 @@ from networks import cnn, state_hash
 from torch import nn
 
 from qlab.model.fuse import fuse, pairs_to_fuse
+from qlab.model.qat import prepare_qat
+from qlab.model.recipe import Recipe
 
 
 def test_the_function_is_the_same():
@@ -61,3 +63,53 @@ def test_without_statistics_nothing_is_folded():
 def test_train_mode_is_refused():
     with pytest.raises(ValueError, match=r"train mode.*model.eval\(\)"):
         fuse(nn.Sequential(nn.Conv2d(1, 1, 1)))
+
+
+class Activated(nn.BatchNorm1d):
+    """As timm has them: more than a normalization."""
+
+    def forward(self, input):
+        return torch.relu(super().forward(input))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(input=self.linear(input=x))
+
+
+class Columns(nn.Module):
+    """Batch normalization of axis 1 of three, which are not the outputs of the layer before."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.norm(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    "model, shape, folded",
+    [
+        (nn.Sequential(nn.Linear(8, 8), Activated(8)), (6, 8), False),
+        (nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.BatchNorm1d(8)), (6, 8), False),
+        (nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, affine=False)), (6, 8), True),
+        (nn.Sequential(nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8, affine=False)), (6, 8, 3), True),
+        (ByKeyword(), (6, 8), True),
+        (Columns(), (6, 5, 8), False),
+    ],
+)
+@torch.no_grad()
+def test_what_may_be_folded(model, shape, folded):
+    torch.manual_seed(0)
+    model.train()(torch.randn(shape) * 3 + 1)
+    model.eval()
+    fused, x = fuse(model), torch.randn(shape)
+    assert any(isinstance(module, nn.Identity) for module in fused.modules()) is folded
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    prepared = prepare_qat(nn.ModuleList([model, nn.Linear(1, 1)]), Recipe("int16-channel"))[0]
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-3, atol=1e-3)

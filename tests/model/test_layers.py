@@ -320,3 +320,51 @@ def test_copies_pickles_and_bytes():
     wrong = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), torch.randn(8), activations("int8-asym"))
     with pytest.raises(ValueError, match=r"holds int4-channel.*same recipe"):
         wrong.load_state_dict(state)
+
+
+# --- inputs of every sort --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scheme", [None, *INTEGER, "int16", "e4m3-row", "mxfp4"])
+def test_no_rows_give_no_rows(scheme):
+    how = {"activations": None if scheme is None else activations(scheme)}
+    layer = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), torch.randn(8), **how)
+    assert layer(torch.zeros(0, 64)).shape == (0, 8)
+    assert layer(torch.zeros(2, 0, 64)).shape == (2, 0, 8)
+    conv = nn.Conv2d(4, 8, 3)
+    layer = QuantizedConv(conv, qlab.quantize(conv.weight.detach().flatten(1), "int8-channel"), **how)
+    assert layer(torch.zeros(0, 4, 8, 8)).shape == (0, 8, 6, 6)
+
+
+@pytest.mark.parametrize("scheme", ["int8-channel", "nf4_dq", "q4_0", "int8"])
+def test_an_empty_index_gives_no_rows(scheme):
+    table = QuantizedEmbedding(qlab.quantize(torch.randn(50, 64), scheme))
+    assert table(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 64)
+
+
+@pytest.mark.parametrize("scheme", [None, "int8-asym", "int8-row", "int16"])
+def test_inputs_that_do_not_fit_are_refused(scheme):
+    how = {"activations": None if scheme is None else activations(scheme)}
+    layer = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), None, **how)
+    for shape in ((3, 63), ()):
+        with pytest.raises(ValueError, match=r"has the shape .*; this layer takes \(\*lead, 64\)"):
+            layer(torch.ones(shape))
+    for dtype in (torch.int64, torch.bool, torch.complex64):  # outputs would be cut to integers
+        with pytest.raises(TypeError, match=f"tensor of {dtype}; give floats"):
+            layer(torch.ones(3, 64, dtype=dtype))
+    conv = nn.Conv2d(4, 8, (3, 5), dilation=2, padding=(1, 2))
+    layer = QuantizedConv(conv, qlab.quantize(conv.weight.detach().flatten(1), "int8-channel"), **how)
+    assert layer(torch.ones(4, 3, 5)).shape == conv(torch.ones(4, 3, 5)).shape
+    for shape in ((2, 3, 9, 9), (9,), (1, 2, 4, 9, 9), (2, 4, 2, 9), (2, 4, 9, 4)):
+        with pytest.raises(ValueError, match=r"this layer takes \(\[n,\] 4, 3 or more, 5 or more\)"):
+            layer(torch.ones(shape))
+
+
+def test_layers_are_called_as_those_that_they_replace():
+    linear = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), None)
+    table = QuantizedEmbedding(qlab.quantize(torch.randn(50, 64), "int8-channel"))
+    assert linear(input=table(input=torch.tensor([3]))).shape == (1, 8)
+
+
+def test_torch_jit_trace_is_refused():
+    layer = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), None, activations("int8-asym"))
+    with pytest.raises(TypeError, match=r"use torch\.export\.export"):
+        torch.jit.trace(layer, (torch.ones(2, 64),))

@@ -37,8 +37,8 @@ def test_a_notebook_shows_them_as_a_table(language):
 
 
 def test_recipes_are_frozen_hashable_values():
-    one = qlab.Recipe(weights="int4-b32", options={"b": 1, "a": 2})
-    two = qlab.Recipe(weights="int4-b32", options=(("a", 2), ("b", 1)))
+    one = qlab.Recipe(weights="int4-b32", method="gptq", options={"b": 1, "a": 2})
+    two = qlab.Recipe(weights="int4-b32", method="gptq", options=(("a", 2), ("b", 1)))
     assert one == two
     assert hash(one) == hash(two)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -69,6 +69,10 @@ def test_patterns():
         (lambda: qlab.Recipe(weights="int8", method="gtpq"), "gtpq.*gptq"),
         (lambda: qlab.Recipe(weights="int8", types="Conv3d"), "Conv3d.*Conv2d"),
         (lambda: qlab.Recipe(weights="int8", dtype="float16"), "leave out weights"),
+        (lambda: qlab.Recipe(dtype="float16", embeddings="int8", skip="head"), "leave out skip and embeddings"),
+        (lambda: qlab.Recipe(dtype="int8"), "int8 has no scale; give weights.*int8-channel"),
+        (lambda: qlab.Recipe("int4", options={"damping": 0.1}), "a method that searches.*gptq"),
+        (lambda: qlab.Activations("kmeans4", "static"), "one scale.*int8-asym"),
         (lambda: qlab.Recipe(embeddings="int8", method="gptq"), "give weights"),
         (lambda: qlab.Recipe(weights="int8", min_size=-1), "min_size=-1"),
         (lambda: qlab.Recipe(weights="int8", min_size=True), "min_size=True"),

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from networks import cnn, held_bytes, mlp, recipe, state_hash, words
+from networks import cnn, decibels, held_bytes, mlp, recipe, state_hash, words
 from torch import nn
+from torch.nn.utils import prune
 
 import qlab
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
@@ -297,3 +298,85 @@ def test_digits(make):
         assert accuracy(qlab.quantize_model(model, "weight_only_int4", show=False)) >= full - 1
         rounded.append(accuracy(qlab.quantize_model(model, "weight_only_nf4", show=False)) - full)
     assert np.mean(rounded) >= -1
+
+
+def test_hooks_go_over_to_the_new_layers():
+    seen, model = [], mlp()
+    model[0].register_forward_hook(lambda *_: seen.append("after"))
+    model[3].register_forward_pre_hook(lambda *_, **__: seen.append("before"), with_kwargs=True)
+    qlab.quantize_model(model, "weight_only_int8", show=False)(X)
+    assert seen == ["after", "before"]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "hqq", "adaround"])
+def test_methods_do_not_need_gradients_to_be_on(method, mode):
+    asked = qlab.Recipe("int4-channel", method=method, options={"steps": 3} if method == "adaround" else {})
+    want = qlab.quantize_model(mlp(), asked, [X], show=False)(X)
+    with mode():
+        assert torch.equal(qlab.quantize_model(mlp(), asked, [X], show=False)(X), want)
+
+
+@torch.no_grad()
+def test_torch_encoder_layers_round_in_eval_mode():
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval(), torch.randn(2, 5, 32)
+    prepared = qlab.prepare_qat(model, qlab.Recipe("int4-channel"))
+    assert not torch.allclose(prepared(x), model(x), atol=1e-3)
+    torch.testing.assert_close(qlab.convert(prepared, show=False)(x), prepared(x), rtol=1e-4, atol=1e-5)
+
+
+# --- models of every sort --------------------------------------------------------------------------------------------
+def with_weight(value, place=0):
+    model = mlp()
+    model[place].weight.data[1, 2] = value
+    return model
+
+
+def part_in_training():
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8)).eval()
+    model[1].train()
+    return model
+
+
+def pruned():
+    model = mlp()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, asked, message",
+    [
+        (with_weight(torch.nan), qlab.Recipe("int4-channel", method="gptq"), "layer '0'.*weight holds 1 infinities or NaN"),
+        (with_weight(torch.inf), recipe("static_int8"), "layer '0'.*weight holds 1 infinities or NaN"),
+        (with_weight(1e5), "float16", "parameter '0.weight' goes up to 100000, beyond float16.*65504.*bfloat16"),
+        (nn.Sequential(nn.Linear(0, 3)).eval(), "weight_only_int8", r"layer '0' of shape \(3, 0\) has no weights"),
+        (nn.Sequential(nn.LazyLinear(3)).eval(), "weight_only_int8", "'0.weight' of a lazy layer.*run a batch"),
+        (mlp().to("meta"), "weight_only_int8", "'0.weight' is on the meta device.*load the model's weights"),
+        (part_in_training(), "weight_only_int8", r"the part '1' of the model is in train mode; call model.eval\(\)"),
+        (qlab.prepare_qat(mlp(), "weight_only_int8"), "weight_only_int8", "already prepared.*'0'.*qlab.convert"),
+        (pruned(), "weight_only_int8", "layer '0' computes its weight at each call.*prune.remove"),
+    ],
+)
+def test_models_that_are_refused(model, asked, message):
+    with pytest.raises(ValueError, match=message):
+        qlab.quantize_model(model, asked, [X], show=False)
+
+
+def test_what_changes_its_weights_by_itself_is_left_and_named():
+    model = nn.Sequential(
+        nn.Embedding(9, 64, max_norm=1.0), torch.nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), nn.Linear(64, 8)
+    ).eval()
+    quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel", types=("Linear", "Embedding")), show=False)
+    how = {row[0]: row[4] for row in qlab.quantization_map(quantized).rows}
+    assert how["0"] == "left: max_norm changes its rows as they are looked up"
+    assert how["1"] == "left: its weight is parametrized; remove_parametrizations makes it permanent"
+    assert decibels(model(torch.arange(9)), quantized(torch.arange(9))) > 35
+
+
+def test_calibration_that_is_no_iterable():
+    with pytest.raises(TypeError, match=r"calibration is an iterable.*single int; put it into a list: \[batch\]"):
+        qlab.quantize_model(mlp(), "static_int8", 5)
+    with pytest.raises(TypeError, match=r"not list; of a loader of \(x, label\)"):
+        qlab.quantize_model(mlp(), "static_int8", [[X, torch.ones(4)]])

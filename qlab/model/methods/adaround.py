@@ -35,6 +35,7 @@ WARM_UP = 0.2
 """The share of steps without the second term."""
 
 
+@torch.inference_mode(False)
 def quantize_weight(
     weight: Tensor,
     inputs: Inputs | None,
@@ -106,6 +107,7 @@ def quantize_weight(
     return grid.store(codes)
 
 
+@torch.enable_grad()
 def _learn(
     target: Tensor, below: Tensor, above: Tensor, nearest: Tensor, products: Tensor, steps: int, rate: float, strength: float
 ) -> Tensor:
