@@ -136,11 +136,11 @@ class _Quantized(nn.Module):
             zero = -128 if zero is None else zero - 128
         return Steps(steps.to(torch.int8), scale, zero)
 
-    def _ready_kernel(self, device: torch.device) -> LinearKernel | ConvKernel | None:
-        """The CPU's kernel, if it can do the product: it takes one scale for the whole input, in float32."""
+    def _ready_kernel(self, device: torch.device, *, pays: bool = True) -> LinearKernel | ConvKernel | None:
+        """The CPU's kernel, if it pays and can do the product: it takes one scale for the whole input, in float32."""
         if not torch.compiler.is_compiling():
             _follow_codes(self)
-        if not self.one_scale or not has_kernels(device) or self.weight.scale.dtype != torch.float32:  # type: ignore[union-attr]
+        if not pays or not self.one_scale or not has_kernels(device) or self.weight.scale.dtype != torch.float32:  # type: ignore[union-attr]
             return None
         if self.kernel is None:
             self.kernel = self._make_kernel()
@@ -220,7 +220,7 @@ class QuantizedLinear(_Quantized):
             product = self._ready_product(x)
             return functional.linear(x, self.weights(x.dtype), bias) if product is None else product(x, bias)
         codes, scale, zero = self._input_codes(self._scaled(x.reshape(-1, x.shape[-1])))  # (rows, in)
-        kernel = self._ready_kernel(x.device)
+        kernel = self._ready_kernel(x.device, pays=len(codes) > 1)  # one row is read past the weights as fast, or faster
         if kernel is not None:
             outputs = self._multiplied(kernel, codes, scale, zero)
         else:

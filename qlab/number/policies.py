@@ -1,7 +1,8 @@
 """What other libraries do where they disagree: named policies, each a rounding to nearest with its own edge cases.
 
 ``torch``
-    float8_e4m3fn saturates; the other formats overflow to infinity or NaN. float8_e8m0fnu ignores the sign.
+    As torch 2.13: float8_e4m3fn saturates (in 2.11 it gave NaN); the other formats overflow to infinity or NaN.
+    float8_e8m0fnu ignores the sign.
 ``ml_dtypes``
     Overflow goes to infinity, NaN, or the largest value. In a format without NaN, NaN becomes a zero with the opposite
     sign. float8_e8m0fnu has NaN for zero and negative numbers.

@@ -45,6 +45,8 @@ def test_torch(name):
     torch = pytest.importorskip("torch")
     for x in (hard_inputs(), double_rounding_traps(qlab.get_format(name))):
         theirs = torch.from_numpy(x).to(getattr(torch, name)).to(torch.float64).numpy()
+        if name == "float8_e4m3fn" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+            x, theirs = x[~np.isnan(theirs)], theirs[~np.isnan(theirs)]  # torch 2.11 gave NaN instead of saturating
         assert same(qlab.cast(x, name, policy="torch"), theirs).all()
 
 
