@@ -53,7 +53,7 @@ def roundings(elements: int = 1 << 24) -> list[dict[str, object]]:
     x = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
     out, noise = np.empty_like(x), np.random.default_rng(1).integers(0, 1 << 32, elements, dtype=np.uint32)
     rows = []
-    for name in ("float8_e4m3fn", "float4_e2m1fn", "bfloat16", "float16"):
+    for name in ("float8_e4m3fn", "float4_e2m1fn", "bfloat16", "float16", "nf4", "posit16"):
         progress(f"roundings: {name}")
         rows.append(_one_rounding_table(name, x, out, noise))
     qlab.set_num_threads(None)

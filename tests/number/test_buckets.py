@@ -20,6 +20,10 @@ TABLES = {
     "nf4": qlab.get_format("nf4"),
     "posit8": qlab.get_format("posit8"),
     "takum8": qlab.get_format("takum8"),
+    "posit16": qlab.get_format("posit16"),
+    "takum16": qlab.get_format("takum16"),
+    "neighbours": qlab.TableFormat("neighbours", np.float32([1, 1 + 2.0**-23, 1 + 2.0**-22, -2])),
+    "neighbours_64": qlab.TableFormat("neighbours_64", [1, 1 + 2.0**-52, 1 + 2.0**-51, -2]),
     "ternary": qlab.TableFormat("ternary", [-1, 0, 1]),
     "binary": qlab.TableFormat("binary", [-1, 1]),
     "minus_zero_first": qlab.TableFormat("minus_zero_first", [-0.0, 0.0, 1, -1]),
@@ -35,7 +39,8 @@ TABLES = {
 }  # fmt: skip
 LAYOUTS = {"float32": FLOAT32, "float64": FLOAT64}
 DETERMINISTIC = [rounding for rounding in ROUNDINGS if rounding != "stochastic"]
-CROWDED = {("random_256", "float32"), ("random_256", "float64")}  # values too dense for a bucket each
+CROWDED = {("neighbours_64", "float64")}  # values too dense to split buckets by so many bits
+SPLIT = {"posit16", "takum16", "random_256"}
 
 
 def inputs(fmt, layout) -> np.ndarray:
@@ -83,6 +88,7 @@ def test_as_the_law(name, layout):
             lane = check(fmt, LAYOUTS[layout], x, rounding, overflow)
             if rounding.startswith("nearest") and name != "tiny":
                 assert lane._buckets.fit == ((name, layout) not in CROWDED)
+                assert lane._buckets.split or name not in SPLIT
 
 
 @settings(max_examples=20, deadline=None)
