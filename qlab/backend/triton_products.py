@@ -113,6 +113,7 @@ class Product:
             "KIND": "int" if isinstance(fmt, IntFormat) else "table", "ZERO": scheme.zero, "FLIP": 8 if fmt.min < 0 else 0,
             "HIGH_FIRST": scheme.order == "high_first", "BLOCK": block, "GROUP": group, "GROUPS": groups,
             "CODES": 8 if by_words else 2, "OUT": 1 << (most.bit_length() - 1), "num_warps": min(groups // 32, 4),
+            "STEPS": triton.cdiv(self.n_in, groups * group),
             "enable_fp_fusion": scheme.zero != "min",  # value * scale + minimum is rounded twice, as everywhere
         }  # fmt: skip
 
@@ -198,16 +199,16 @@ def _store(pointers, value, mask):
 def _product_kernel(
     x_ptr, payload_ptr, scale_ptr, zero_ptr, table_ptr, bias_ptr, y_ptr, n_rows, n_out, n_in, n_items, n_scales,
     KIND: tl.constexpr, ZERO: tl.constexpr, FLIP: tl.constexpr, HIGH_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, CODES: tl.constexpr, OUT: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, CODES: tl.constexpr,
+    OUT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     out = tl.program_id(0) * OUT + tl.arange(0, OUT)
     is_out = out < n_out
     lines = payload_ptr + out.to(tl.int64)[:, None, None] * n_items  # an item is a word of 8 codes, or a byte of 2
     row = tl.arange(0, ROWS)
     sums = tl.zeros((ROWS, OUT), tl.float32)
-    for start in range(0, n_in, GROUPS * GROUP):
-        first = start + tl.arange(0, GROUPS) * GROUP
+    for step in range(STEPS):
+        first = step * (GROUPS * GROUP) + tl.arange(0, GROUPS) * GROUP
         item = first[None, :] // CODES + tl.arange(0, GROUP // CODES)[:, None]  # (items of a group, GROUPS)
         packed = tl.load(lines + item[None], mask=is_out[:, None, None] & (item < n_items)[None], other=0).to(tl.int32)
         if CODES == 8:
