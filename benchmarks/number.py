@@ -8,9 +8,8 @@ import numpy as np
 import qlab
 from benchmarks.timing import progress, side_by_side
 
-FORMATS = (
-    "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e8m0fnu", "float6_e2m3fn", "float4_e2m1fn", "bfloat16", "float16",
-)  # fmt: skip
+FORMATS = ["float16", *(name for name in qlab.FORMATS if "float" in name and hasattr(ml_dtypes, name))]
+"""Those that ml_dtypes or NumPy has too."""
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "to_odd")
 
 
@@ -53,7 +52,7 @@ def roundings(elements: int = 1 << 24) -> list[dict[str, object]]:
     x = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
     out, noise = np.empty_like(x), np.random.default_rng(1).integers(0, 1 << 32, elements, dtype=np.uint32)
     rows = []
-    for name in ("float8_e4m3fn", "float4_e2m1fn", "bfloat16", "float16", "nf4", "posit16"):
+    for name in ("float8_e4m3fn", "float8_e8m0fnu", "float4_e2m1fn", "bfloat16", "float16", "int8", "nf4", "posit16"):
         progress(f"roundings: {name}")
         rows.append(_one_rounding_table(name, x, out, noise))
     qlab.set_num_threads(None)

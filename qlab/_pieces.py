@@ -95,9 +95,10 @@ def _scratch() -> Scratch:
 def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int | None = None) -> None:
     """Call `work(slice, scratch)` for consecutive slices that cover `range(n)`, in threads if there are many.
 
-    `work` must touch only its own slice of any output. The first exception that a piece raises is raised here.
+    `work` must touch only its own slice of any output. The first exception that a piece raises is raised here. A walk
+    inside of `work` keeps to the thread it is called from: others would be too many, and wait for one another.
     """
-    threads = min(get_num_threads(), n // (piece or PIECE))
+    threads = 1 if getattr(_local, "walking", False) else min(get_num_threads(), n // (piece or PIECE))
     if piece is None:  # in threads longer ones: after each of NumPy's calls they may wait for the interpreter's lock
         piece = 2 * PIECE if threads > 1 and n >= 16 * threads * PIECE else PIECE
     starts = iter(range(0, n, piece))  # shared: who is done first takes the next
@@ -107,14 +108,21 @@ def walk(n: int, work: Callable[[slice, Scratch], None], *, piece: int | None = 
         for start in starts:
             work(slice(start, min(start + piece, n)), scratch)
 
+    def run_beside_others() -> None:
+        _local.walking = True
+        try:
+            run()
+        finally:
+            _local.walking = False
+
     if threads <= 1:
         run()
         return
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="qlab")
-    others = [_pools[threads].submit(run) for _ in range(1, threads)]
+    others = [_pools[threads].submit(run_beside_others) for _ in range(1, threads)]
     try:
-        run()
+        run_beside_others()
     finally:
         errors = [future.exception() for future in others]
     for error in errors:

@@ -47,7 +47,7 @@ def encode_law(x: Tensor, fmt: Format, layout: Layout, rounding: str, overflow: 
         negative = negative & ((codes if fmt.has_zero else magnitude) != 0)
         smallest = 0 if overflow == "saturate" or fmt.nan_code is None else fmt.nan_code
         return torch.where(negative, smallest, codes)
-    if not fmt.has_negative_zero:
+    if fmt.nans == "negative_zero":
         negative = negative & (codes != 0)
     sign = fmt.sign_mask - (1 << layout.width) * (fmt.bits == layout.width)
     return torch.where(negative, codes | sign, codes)
@@ -112,7 +112,7 @@ def _below_the_lowest_binade(
     else:
         up = {
             "nearest_even": share > 0.5, "nearest_away": share >= 0.5, "toward_zero": torch.zeros_like(negative),
-            "up": (share > 0) & ~negative, "down": (share > 0) & negative, "to_odd": share > 0,
+            "up": (magnitude > 0) & ~negative, "down": (magnitude > 0) & negative, "to_odd": magnitude > 0,
         }[rounding]  # fmt: skip
     return torch.where(magnitude < smallest, up.to(codes.dtype), codes)
 

@@ -9,49 +9,50 @@ one custom operator, ``qlab::convert``, which runs the same code when its time c
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qlab._check import one_of
 from qlab.backend.torch_law import decode_law, encode_law, philox_tensor
 from qlab.number import codec
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.codec import Rules
-from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
+from qlab.number.formats import FORMATS, FloatFormat, Format, IntFormat, TableFormat, get_format
 from qlab.number.noise import seed_of
 
-__all__ = ["GRADIENTS", "cast", "decode", "encode"]
-
-GRADIENTS = ("pass", "clipped")
+__all__ = ["cast", "decode", "encode"]
 
 _FLOATS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-_INTS = {torch.uint8: np.uint8, torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32, torch.int64: np.int64}
+_INTS = {
+    torch.uint8: np.uint8, torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32, torch.int64: np.int64,
+    torch.uint16: np.uint16, torch.uint32: np.uint32, torch.uint64: np.uint64,
+}  # fmt: skip
+_WIDE_INTEGERS = (torch.int64, torch.uint64)
 _TORCH = {np.dtype(n): t for t, n in (_FLOATS | _INTS).items()}
 
 
 def encode(x: Tensor, fmt: str | Format, how: Rules, out: Tensor | None) -> Tensor:
     """Return the codes of a tensor; the options are those of `qlab.encode`."""
     if torch.compiler.is_compiling():
-        return _by_operator(x.detach(), fmt, how, to_codes=True, clipped=False)
+        return _finish(_by_operator(x.detach(), fmt, how, to_codes=True, clipped=False), out)
     if _is_wrapped(x):
-        return _StraightThrough.apply(x, get_format(fmt), how, True, False)  # type: ignore[no-any-return, no-untyped-call]
+        return _finish(_StraightThrough.apply(x, get_format(fmt), how, True, False), out)  # type: ignore[no-untyped-call]
     return _finish(_run(x.detach(), get_format(fmt), how, out, to_codes=True), out)
 
 
 def cast(x: Tensor, fmt: str | Format, how: Rules, out: Tensor | None, gradient: str) -> Tensor:
     """Return a tensor rounded to a format; the options are those of `qlab.cast`."""
-    one_of("gradient", gradient, GRADIENTS)
     differentiated = x.requires_grad and torch.is_grad_enabled()
     if differentiated and out is not None:
         raise ValueError("out cannot be given for a tensor that requires a gradient; leave it out, or detach the tensor")
     clipped = gradient == "clipped"
     if torch.compiler.is_compiling():
-        return _by_operator(x, fmt, how, to_codes=False, clipped=clipped)
+        return _finish(_by_operator(x, fmt, how, to_codes=False, clipped=clipped), out)
     if differentiated or _is_wrapped(x):
-        return _StraightThrough.apply(x, get_format(fmt), how, False, clipped)  # type: ignore[no-any-return, no-untyped-call]
+        return _finish(_StraightThrough.apply(x, get_format(fmt), how, False, clipped), out)  # type: ignore[no-untyped-call]
     return _finish(_run(x.detach(), get_format(fmt), how, out, to_codes=False), out)
 
 
@@ -108,15 +109,24 @@ def _spec(fmt: str | Format) -> str:
         return f"float:{fmt.nans}:" + ",".join([str(p) for p in parts])
     if isinstance(fmt, IntFormat):
         return f"{'' if fmt.signed else 'u'}int{fmt.bits}"
-    if fmt.boundaries is not None or len(fmt.table) > 256:
-        return fmt.name  # of qlab.FORMATS
-    return "table:" + ",".join([repr(v) for v in fmt.table])
+    return _spec_of_table(id(fmt))  # type: ignore[no-any-return]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spec_of_table(address: int) -> str:
+    """The same of the table at an address: its arrays are not for a graph, and torch 2.11 hands over no dataclass."""
+    fmt: TableFormat = ctypes.cast(address, ctypes.py_object).value
+    if fmt.name in FORMATS and FORMATS[fmt.name] == fmt:
+        return fmt.name
+    boundaries = [] if fmt.boundaries is None else fmt.boundaries.ravel().tolist()
+    return "table:" + ";".join(",".join(map(repr, numbers)) for numbers in (fmt.table, boundaries))
 
 
 def _format_of(spec: str) -> Format:
     kind, _, rest = spec.partition(":")
     if kind == "table":
-        return TableFormat("table", [float(v) for v in rest.split(",")])
+        values, boundaries = ([float(v) for v in part.split(",") if v] for part in rest.split(";"))
+        return TableFormat("table", values, boundaries=np.reshape(boundaries, (-1, 2)) if boundaries else None)
     if kind != "float":
         return get_format(spec)
     nans, _, numbers = rest.partition(":")
@@ -173,6 +183,7 @@ def _run(x: Tensor, fmt: Format, how: Rules, out: Tensor | None, *, to_codes: bo
         from qlab.backend import triton_ops
 
         if triton_ops.is_made_for(x, fmt, how):
+            how = _noise_beside(x, how)
             _refuse_nan(x, fmt, how)
             kind = _TORCH[codec.code_dtype(fmt)] if to_codes else _cast_dtype(x.dtype, fmt)
             return triton_ops.convert(x, fmt, how, kind, to_codes=to_codes)
@@ -209,7 +220,7 @@ def _cast_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
 def _by_numpy(x: Tensor, fmt: Format, how: Rules, out: Tensor | None, *, to_codes: bool) -> Tensor:
     source, target = (x.float() if x.dtype is torch.bfloat16 else x), None
     if isinstance(how.noise, Tensor):
-        how = how._replace(noise=how.noise.numpy())
+        how = how._replace(noise=how.noise.cpu().numpy())
     if out is not None and out.device.type == "cpu" and out.dtype is not torch.bfloat16:
         target = out.numpy()
     result = codec.convert(source.numpy(), fmt, how, target, to_codes=to_codes)
@@ -223,7 +234,7 @@ def _by_numpy(x: Tensor, fmt: Format, how: Rules, out: Tensor | None, *, to_code
 # --- any device: portable operations ---------------------------------------------------------------------------------
 def _layout(dtype: torch.dtype, fmt: Format) -> Layout:
     """Return the float to work in, as for NumPy; the law wants normal numbers of the format to be normal in it."""
-    narrow = dtype in (torch.float16, torch.bfloat16, torch.float32, torch.uint8, torch.int8, torch.int16)
+    narrow = dtype in (torch.float16, torch.bfloat16, torch.float32, torch.uint8, torch.int8, torch.int16, torch.uint16)
     fine = codec.value_dtype(fmt) == np.float32 and not (isinstance(fmt, FloatFormat) and fmt.emin < -126)
     return FLOAT32 if narrow and fine else FLOAT64
 
@@ -232,6 +243,9 @@ def _by_torch(x: Tensor, fmt: Format, how: Rules, *, to_codes: bool) -> Tensor:
     codec.check_rules(how)
     if how.policy is not None:
         raise ValueError(f"policy={how.policy!r} is for arrays and CPU tensors; move x to the CPU, or leave it out")
+    how = _noise_beside(x, how)
+    if x.dtype in _WIDE_INTEGERS and fmt == get_format("float64"):  # which must be rounded on the way there
+        return _by_numpy(x.cpu(), fmt, how, None, to_codes=to_codes).to(x.device)
     _refuse_nan(x, fmt, how)
     layout = _layout(x.dtype, fmt)
     noise = _noise(x, how)
@@ -246,14 +260,18 @@ def _by_torch(x: Tensor, fmt: Format, how: Rules, *, to_codes: bool) -> Tensor:
 
 
 def _widen(x: Tensor, layout: Layout) -> Tensor:
-    """Bring a tensor to the float to work in; 64-bit integers by way of rounding to odd, see `qlab.number.codec`."""
+    """Bring a tensor to the float to work in; 64-bit integers by way of rounding to odd, see `qlab.number.arrays`."""
     float_type = torch.float32 if layout is FLOAT32 else torch.float64
-    if x.dtype is not torch.int64:
+    if x.dtype not in _WIDE_INTEGERS:
         return x.to(float_type)
-    magnitude = x.abs()
-    odd = torch.ldexp(((magnitude >> 11) | ((magnitude & 0x7FF) != 0)).to(float_type), torch.tensor(11))
-    odd = torch.where(x == -(1 << 63), 2.0**63, odd)
-    return torch.copysign(torch.where(magnitude >> 53 != 0, odd, magnitude.to(float_type)), x.to(float_type))
+    bits = x.view(torch.int64)
+    upper = bits >> 32 if x.dtype is torch.int64 else (bits >> 32) & 0xFFFFFFFF
+    high, low = upper.double() * 2.0**32, (bits & 0xFFFFFFFF).double()
+    total = high + low
+    lost = low - (total - high)  # exactly (Dekker 1971)
+    nearest = total.view(torch.int64)
+    towards = torch.where((lost < 0) == (total < 0), 1, -1)
+    return torch.where((lost != 0) & (nearest & 1 == 0), nearest + towards, nearest).view(torch.float64)
 
 
 def _refuse_nan(x: Tensor, fmt: Format, how: Rules) -> None:
@@ -269,22 +287,30 @@ def _refuse_nan(x: Tensor, fmt: Format, how: Rules) -> None:
 def _noise(x: Tensor, how: Rules) -> Tensor | None:
     if how.rounding != "stochastic":
         return None
-    if how.noise is None:
-        return philox_tensor(how.rng, x.numel(), x.device).reshape(x.shape)
+    return philox_tensor(how.rng, x.numel(), x.device).reshape(x.shape) if how.noise is None else how.noise
+
+
+def _noise_beside(x: Tensor, how: Rules) -> Rules:
+    """Check the noise as NumPy does, and bring it to the device."""
+    if how.noise is None or how.rounding != "stochastic":
+        codec.checked_noise(how, tuple(x.shape))
+        return how
     noise = how.noise if isinstance(how.noise, Tensor) else torch.from_numpy(np.asarray(how.noise))
     if noise.dtype not in (torch.uint8, torch.uint16, torch.uint32) or noise.shape != x.shape:
         raise ValueError(
             f"noise is {noise.dtype} of shape {tuple(noise.shape)}; it must be uint8, uint16 or uint32 of the shape of x, "
             f"{tuple(x.shape)}"
         )
-    return noise.to(x.device)
+    if how.rng is not None:
+        raise ValueError("rounding='stochastic' takes either noise or rng, not both")
+    return how._replace(noise=noise.to(x.device))
 
 
 def decode(codes: Tensor, fmt: str | Format, dtype: Any, out: Tensor | None) -> Tensor:
     """Return the values of a tensor of codes; the options are those of `qlab.decode`."""
     if torch.compiler.is_compiling():
         kind = None if dtype is None else _as_torch(dtype)
-        return torch.ops.qlab.decode(codes, _spec(fmt), kind)  # type: ignore[no-any-return]
+        return _finish(torch.ops.qlab.decode(codes, _spec(fmt), kind), out)
     return _finish(_decode(codes, get_format(fmt), dtype), out)
 
 

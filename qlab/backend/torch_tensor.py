@@ -23,9 +23,9 @@ from torch import Tensor
 from qlab._check import one_of
 from qlab.backend import torch_blocks
 from qlab.backend.torch_blocks import result_dtype
-from qlab.backend.torch_ops import _FLOATS, _INTS, _TORCH, GRADIENTS, _is_wrapped
+from qlab.backend.torch_ops import _FLOATS, _INTS, _TORCH, _is_wrapped
 from qlab.backend.torch_ops import _run as _convert
-from qlab.number.codec import Rules
+from qlab.number.codec import GRADIENTS, Rules
 from qlab.number.formats import get_format
 from qlab.tensor import quantize as by_numpy
 from qlab.tensor.blocks import PerBlock, PerRow

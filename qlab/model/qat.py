@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from qlab._check import one_of
-from qlab.backend.torch_ops import GRADIENTS
 from qlab.model.fuse import pairs_to_fuse, replace_layer
 from qlab.model.layers import QuantizedConv, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
@@ -33,6 +32,7 @@ from qlab.model.transform import (
     quantization_map,
     sqnr_of,
 )
+from qlab.number.codec import GRADIENTS
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerTensor
 from qlab.tensor.qtensor import QTensor

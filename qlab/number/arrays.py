@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qlab._pieces import Array, Scratch
 from qlab.number.bits import Layout
+from qlab.number.rounding import round_up
 
 __all__ = ["flat", "flat_output", "is_bfloat16", "loader", "numbers", "output", "same_memory"]
 
@@ -70,16 +72,22 @@ def flat_output(array: Array) -> Any:
     raise ValueError("out must be C-contiguous; pass a contiguous array and copy from it")
 
 
-def loader(dtype: np.dtype[Any], layout: Layout) -> Callable[[Array, Scratch], Array]:
-    """Return what brings a piece of the input into the float to work in."""
+def loader(
+    dtype: np.dtype[Any], layout: Layout, *, last_rounding: str | None
+) -> Callable[[Array, Scratch, Array | None], Array]:
+    """Return what brings a piece of the input (and noise, if that is the rounding) into the float to work in.
+
+    It rounds nothing but 64-bit integers that float64 does not hold: as `last_rounding` says if they go to float64, else
+    (None) to odd, which the rounding to come forgives.
+    """
     if dtype == layout.float_type:
-        return lambda piece, scratch: piece
+        return lambda piece, scratch, noise: piece
     if is_bfloat16(dtype):
         return _load_bfloat16
     if dtype.kind in "iu" and dtype.itemsize == 8:
-        return _load_wide_integers
+        return partial(_load_wide_integers, last_rounding or "to_odd")
 
-    def load(piece: Array, scratch: Scratch) -> Array:
+    def load(piece: Array, scratch: Scratch, noise: Array | None) -> Array:
         values = scratch("loaded", layout.float_type, piece.size)
         np.copyto(values, piece, casting="same_kind")  # float64 to float32 where a policy rounds twice
         return values
@@ -87,21 +95,25 @@ def loader(dtype: np.dtype[Any], layout: Layout) -> Callable[[Array, Scratch], A
     return load
 
 
-def _load_bfloat16(piece: Array, scratch: Scratch) -> Array:
+def _load_bfloat16(piece: Array, scratch: Scratch, noise: Array | None) -> Array:
     bits = scratch("loaded", np.uint32, piece.size)
     np.copyto(bits, piece.view(np.uint16))
     np.left_shift(bits, 16, out=bits)
     return bits.view(np.float32)
 
 
-def _load_wide_integers(piece: Array, scratch: Scratch) -> Array:
-    """64-bit integers beyond 2**53 do not fit into float64: round them to odd, which a second rounding forgives.
+def _load_wide_integers(rounding: str, piece: Array, scratch: Scratch, noise: Array | None) -> Array:
+    """Integers of more than 53 bits do not fit into float64: cut them to 53, and round.
 
-    (Boldo and Melquiond, "When double rounding is odd", 2004: to odd first, with two more bits than the target has.)
+    (To odd, they may be rounded again: Boldo and Melquiond, "When double rounding is odd", 2004.)
     """
     negative = piece < 0
     magnitude = np.where(negative, -piece.astype(np.uint64), piece.astype(np.uint64))
-    sticky = (magnitude & np.uint64(0x7FF)) != 0
-    odd = np.ldexp(((magnitude >> np.uint64(11)) | sticky).astype(np.float64), 11)
-    values = np.where(magnitude >> np.uint64(53) > 0, odd, magnitude.astype(np.float64))
-    return np.where(negative, -values, values)
+    bits = np.frexp((magnitude >> np.uint64(11)).astype(np.float64))[1] + 11  # of what is above 2**52
+    drop = np.maximum(bits - 53, 0).astype(np.int64)
+    step = np.left_shift(1, drop)
+    remainder = (magnitude & (step - 1).astype(np.uint64)).astype(np.int64)
+    kept = (magnitude >> drop.astype(np.uint64)).astype(np.int64)
+    up = round_up(kept, remainder, step, drop, np.where(negative, -1, 1), rounding, scratch, noise)
+    values = np.ldexp((kept + up).astype(np.float64), drop.astype(np.int32))
+    return np.asarray(np.where(negative, -values, values))

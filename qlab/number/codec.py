@@ -24,10 +24,11 @@ from qlab.number.policies import PeerExponentLane, overflow_of, rounds_twice
 from qlab.number.rounder import Lane, Rounder, lane_of
 from qlab.number.rounding import ROUNDINGS
 
-__all__ = ["OVERFLOWS", "Rules", "cast", "code_dtype", "decode", "encode", "value_dtype"]
+__all__ = ["GRADIENTS", "OVERFLOWS", "Rules", "cast", "code_dtype", "decode", "encode", "value_dtype"]
 
 OVERFLOWS = ("ieee", "saturate")
 NAN_RULES = ("raise", "zero")
+GRADIENTS = ("pass", "clipped")
 
 def code_dtype(fmt: str | Format) -> np.dtype[Any]:
     """Return the dtype of a format's codes: uint8 up to 8 bits, int32 up to 32, int64 above."""
@@ -173,6 +174,7 @@ def cast(
     >>> qlab.cast(464, "fp8_e4m3"), qlab.cast(500, "fp8_e4m3", overflow="saturate")
     (np.float64(448.0), np.float64(448.0))
     """
+    one_of("gradient", gradient, GRADIENTS)
     how = Rules(rounding, overflow, nan, noise, _either(rng, generator), policy)
     if is_tensor(x):
         from qlab.backend import torch_ops
@@ -275,7 +277,8 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
     if result is not array and np.may_share_memory(result, array) and not same_memory(result, array):
         array = array.copy()
     source, target, flat_noise = flat(array), flat_output(result), None if noise is None else flat(noise)
-    load = loader(array.dtype, layout)
+    exact_in_float64 = not isinstance(fmt, FloatFormat) or fmt.bits <= 32
+    load = loader(array.dtype, layout, last_rounding=None if exact_in_float64 else how.rounding)
     rounder = Rounder(lane, layout, fmt, np.dtype(np.float32) if is_bfloat16(kind) else kind)
 
     def work(piece: slice, scratch: Scratch) -> None:
@@ -283,14 +286,14 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
             one_piece(piece, scratch)
 
     def one_piece(piece: slice, scratch: Scratch) -> None:
-        values = load(source[piece], scratch)
+        bits = None if flat_noise is None else flat_noise[piece]
+        if seed is not None:
+            bits = philox(seed, piece.start, piece.stop, scratch)
+        values = load(source[piece], scratch, bits)
         if not has_nan and np.isnan(values.max()):  # a maximum is NaN if any value is
             if refuses_nan:
                 raise _NaNFound
             values = _zero_nan(values, opposite=how.policy == "ml_dtypes")
-        bits = None if flat_noise is None else flat_noise[piece]
-        if seed is not None:
-            bits = philox(seed, piece.start, piece.stop, scratch)
         if to_codes:
             np.copyto(target[piece], lane.encode(values, scratch, bits), casting="unsafe")
         else:

@@ -61,7 +61,7 @@ def explain_float(x: Fraction, negative: bool, fmt: FloatFormat, rounding: str, 
     elif code == 0:
         say("zero")
 
-    signed = negative and fmt.signed and (code != 0 or fmt.has_negative_zero) and not _is_nan(code, fmt)
+    signed = negative and fmt.signed and (code != 0 or fmt.nans != "negative_zero") and not _is_nan(code, fmt)
     full = code | (fmt.sign_mask if signed else 0)
     value = fmt_value(code, fmt, signed)
     say("result", bits=bit_string(full, fmt), value=decimal(value))

@@ -28,8 +28,8 @@ def fast_lane(fmt: FloatFormat, layout: Layout, rounding: str, saturate: bool) -
     top = math.frexp(fmt.max)[1] - 1
     drop = layout.mantissa_bits - fmt.mantissa_bits
     if fmt == FloatFormat(fmt.name, 8, 0, 127, infinities=False, nans="all_ones", subnormals=False, signed=False):
-        return ExponentLane(fmt, saturate) if layout is FLOAT32 and rounding == "nearest_even" else None
-    if not (fmt.signed and fmt.subnormals and fmt.mantissa_bits >= 1 and drop >= 2):
+        return ExponentLane(fmt, rounding, saturate) if layout is FLOAT32 else None
+    if not (fmt.signed and fmt.subnormals and fmt.mantissa_bits >= 1 and drop >= 2) or top < fmt.emin:
         return None
     room = 33 if rounding == "stochastic" else 0  # for 2**32 steps
     if top + 1 + drop <= layout.bias and fmt.emin + layout.bias > fmt.mantissa_bits + room:
@@ -196,10 +196,10 @@ class CarryLane:
         field = np.bitwise_and(bits, self.layout.exponent_mask, out=scratch("field", self.layout.int_type, x.size))
         if field.max() >= self.limit:
             return False
-        np.add(bits, self._addend(bits, field, scratch, noise), out=result)
+        np.add(bits, self.addend(bits, field, scratch, noise), out=result)
         return True
 
-    def _addend(self, bits: Array, spare: Array, scratch: Scratch, noise: Array | None) -> Array | int:
+    def addend(self, bits: Array, spare: Array, scratch: Scratch, noise: Array | None) -> Array | int:
         """What to add before cutting."""
         rounding, drop, half = self.rounding, self.drop, 1 << (self.drop - 1)
         if rounding == "toward_zero":
@@ -239,21 +239,23 @@ class CarryLane:
 
 
 class ExponentLane:
-    """float8_e8m0fnu from float32, to nearest, ties to the even code."""
+    """float8_e8m0fnu from float32."""
 
-    def __init__(self, fmt: FloatFormat, saturate: bool) -> None:
-        self.fmt, self.saturate = fmt, saturate
+    def __init__(self, fmt: FloatFormat, rounding: str, saturate: bool) -> None:
+        self.fmt, self.rounding, self.saturate = fmt, rounding, saturate
+        self.carry = CarryLane(fmt, FLOAT32, rounding, saturate)
         self.zero, self.nan = np.uint32(0), np.uint32(0x7FC00000)
 
     def cast(self, x: Array, out: Array, scratch: Scratch, noise: Array | None = None) -> bool:
         """Write the rounded values of a piece that is ordinary: no tiny numbers, no minus zero, nothing that overflows."""
         bits = x.view(np.uint32)
-        rounded = np.add(bits, 0x3FFFFF, out=scratch("field", np.uint32, x.size))  # just under half a step
-        rest = np.bitwise_or(rounded, 0xFF800000, out=scratch("rest bits", np.uint32, x.size))
-        if rest.max() == 0xFFFFFFFF:  # half a step exactly: half a step more where the exponent is odd
-            np.right_shift(bits, 23, out=rest)
-            np.bitwise_and(rest, 1, out=rest)
-            np.add(rounded, rest, out=rounded)
+        rounded = scratch("rounded", np.uint32, x.size)
+        if self.rounding == "nearest_even":
+            self._to_nearest_even(bits, rounded, scratch)
+        else:
+            spare = scratch("field", np.int32, x.size)
+            addend = self.carry.addend(x.view(np.int32), spare, scratch, noise)
+            np.add(x.view(np.int32), addend, out=rounded.view(np.int32))
         np.bitwise_and(rounded, 0xFF800000, out=rounded)
         signed = rounded.view(np.int32)
         lowest = signed.min()
@@ -262,10 +264,18 @@ class ExponentLane:
         np.clip(rounded, self.zero, self.nan, out=out.view(np.uint32))  # what has a sign becomes NaN
         return True
 
+    def _to_nearest_even(self, bits: Array, rounded: Array, scratch: Scratch) -> None:
+        np.add(bits, 0x3FFFFF, out=rounded)  # just under half a step
+        rest = np.bitwise_or(rounded, 0xFF800000, out=scratch("rest bits", np.uint32, bits.size))
+        if rest.max() == 0xFFFFFFFF:  # half a step exactly: half a step more where the exponent is odd
+            np.right_shift(bits, 23, out=rest)
+            np.bitwise_and(rest, 1, out=rest)
+            np.add(rounded, rest, out=rounded)
+
     def encode(self, x: Array, scratch: Scratch, noise: Array | None = None) -> Array | None:
         """Return the codes of a piece for which `cast` is made, else None."""
         values = scratch("cast", np.float32, x.size)
-        if not self.cast(x, values, scratch):
+        if not self.cast(x, values, scratch, noise):
             return None
         codes = values.view(np.int32)
         return np.right_shift(codes, 23, out=codes)

@@ -105,6 +105,8 @@ class FloatFormat:
             raise ValueError(f"{self.name}: {self.bits} bits is too wide; formats have at most 32 bits (or are float64)")
         if self.nans == "negative_zero" and not self.signed:
             raise ValueError(f"{self.name}: nans='negative_zero' needs a sign bit; use nans='all_ones'")
+        if self.nans == "negative_zero" and not self.has_zero:
+            raise ValueError(f"{self.name}: nans='negative_zero' needs a zero; use nans='all_ones', or subnormals=True")
         if self.nans == "ieee" and self.mantissa_bits == 0:
             raise ValueError(f"{self.name}: nans='ieee' needs a fraction bit; use nans='all_ones' or 'none'")
         if self.max_code < self.has_zero:

@@ -89,7 +89,7 @@ class FloatLane:
             return self._without_sign(codes, bits)
         sign = np.right_shift(bits, layout.width - fmt.bits, out=scratch("sign", layout.int_type, bits.size))
         np.bitwise_and(sign, self.sign, out=sign)
-        if not fmt.has_negative_zero:
+        if fmt.nans == "negative_zero":
             sign[codes == 0] = 0
         elif fmt.nan_code is not None and codes.max() > fmt.max_code + fmt.infinities:
             sign[codes > fmt.max_code + fmt.infinities] = 0  # a NaN is encoded without its sign
@@ -118,18 +118,28 @@ class IntLane:
         whole = {"nearest_even": np.rint, "toward_zero": np.trunc, "up": np.ceil, "down": np.floor}.get(self.rounding)
         if whole is not None:
             whole(out, out=out)
+        elif self.rounding == "to_odd":
+            self._to_odd(out, scratch)
         else:
             self._by_the_remainder(out, scratch, noise)
         np.add(out, 0, out=out)  # integers have one zero
         return True
+
+    def _to_odd(self, out: Array, scratch: Scratch) -> None:
+        """Replace what is no integer by the odd one of its neighbours, ``2 * floor(floor(x) / 2) + 1``."""
+        below = np.floor(out, out=scratch("whole", self.layout.float_type, out.size))
+        inexact = np.not_equal(below, out, out=scratch("over", bool, out.size))
+        np.multiply(below, 0.5, out=below)
+        np.floor(below, out=below)
+        np.add(below, below, out=below)
+        np.add(below, 1, out=below)
+        np.copyto(out, below, where=inexact)
 
     def _by_the_remainder(self, out: Array, scratch: Scratch, noise: Array | None) -> None:
         whole = np.trunc(out, out=scratch("whole", self.layout.float_type, out.size))
         remainder = np.abs(out - whole)  # exact
         if self.rounding == "nearest_away":
             away = remainder >= 0.5
-        elif self.rounding == "to_odd":
-            away = (remainder > 0) & (np.remainder(whole, 2) == 0)
         else:
             assert noise is not None
             away = noise_rounds_up(remainder, noise)

@@ -14,7 +14,7 @@ from qlab._pieces import Array, Scratch
 from qlab.number.bits import Layout
 from qlab.number.formats import FloatFormat
 
-__all__ = ["ROUNDINGS", "noise_rounds_up", "round_magnitudes"]
+__all__ = ["ROUNDINGS", "noise_rounds_up", "round_magnitudes", "round_up"]
 
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "to_odd", "stochastic")
 
@@ -83,14 +83,14 @@ def round_magnitudes(
     if not fmt.subnormals:
         np.subtract(codes, 1 << fmt.mantissa_bits, out=codes)
 
-    round_up = _round_up(codes, remainder, step, whole_shift, bits, rounding, scratch, noise)
-    np.add(codes, round_up, out=codes)
+    up = round_up(codes, remainder, step, whole_shift, bits, rounding, scratch, noise)
+    np.add(codes, up, out=codes)
     if not fmt.subnormals:
         _below_the_lowest_binade(codes, bits, layout, fmt, rounding, noise)
     return codes
 
 
-def _round_up(
+def round_up(
     codes: Array,
     remainder: Array,
     step: Array,
@@ -100,7 +100,11 @@ def _round_up(
     scratch: Scratch,
     noise: Array | None,
 ) -> Array:
-    """Whether to add one to each code, given the remainder in units in which a step is `step` (a power of two)."""
+    """Whether to add one to each code, given the remainder in units in which a step is `step` (a power of two).
+
+    `shift` is the exponent of the step, as it would be were remainders not cut; the sign is that of `bits`. Remainders
+    and steps serve as scratch memory.
+    """
     if rounding == "toward_zero":
         return np.zeros((), bool)
     if rounding in ("nearest_even", "nearest_away"):
@@ -149,7 +153,7 @@ def _below_the_lowest_binade(
     elif rounding == "nearest_away":
         up = fraction >= 0.5
     else:
-        up = fraction > 0
+        up = magnitude[low] > 0  # of the tiniest, the fraction is zero
         if rounding in ("up", "down"):
             up &= negative == (rounding == "down")
         elif rounding == "toward_zero":

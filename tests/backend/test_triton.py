@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,12 @@ def test_public_verbs_on_a_gpu():
         assert rounded.is_cuda
         assert torch.equal(rounded.cpu().nan_to_num(9e9), qlab.cast(x, name).nan_to_num(9e9))
         assert torch.equal(qlab.encode(x.cuda(), name).cpu(), qlab.encode(x, name))
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 7), np.uint8)
+    for given in (noise, torch.from_numpy(noise), torch.from_numpy(noise).cuda()):
+        rounded = qlab.cast(x.cuda(), "fp8_e4m3", rounding="stochastic", noise=given)
+        assert torch.equal(rounded.cpu(), qlab.cast(x, "fp8_e4m3", rounding="stochastic", noise=noise))
+    with pytest.raises(ValueError, match="needs either noise"):
+        qlab.cast(x.cuda(), "fp8_e4m3", rounding="stochastic")
 
 
 @pytest.mark.gpu

@@ -5,6 +5,8 @@ Triton's kernels run under its interpreter, in a process of their own (`test_tri
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,15 @@ from oracles import bfloat16_inputs, float16_inputs, same
 import qlab
 from qlab.backend import torch_law, torch_ops
 from qlab.number.codec import Rules
-from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat
+from qlab.number.formats import FORMATS, FloatFormat, IntFormat, TableFormat, get_format
 from qlab.number.rounding import ROUNDINGS
+from qlab.number.tapered import posit
 
 ODD_ONES = [FloatFormat("dlfloat16", 6, 9, subnormals=False), FloatFormat("unsigned", 5, 1, signed=False),
-            FloatFormat("e3m0", 3, 0, infinities=False, nans="none"), TableFormat("five", [3, -1, 0.5, 0.25, 7])]  # fmt: skip
+            FloatFormat("e3m0", 3, 0, infinities=False, nans="none"), FloatFormat("e1m4_all_subnormal", 1, 4),
+            FloatFormat("e4m0_no_zero", 4, 0, infinities=False, nans="none", subnormals=False),
+            FloatFormat("e3m4_large_no_subnormals", 3, 4, bias=-16, subnormals=False),
+            TableFormat("five", [3, -1, 0.5, 0.25, 7])]  # fmt: skip
 TRIED = [
     f for f in FORMATS.values() if f.bits <= 32 and f.name not in ("int6", "int7", "uint6", "uint7", "posit16", "takum16")
 ]
@@ -109,10 +115,35 @@ def test_dtypes_shapes_and_strides(source, name, result):
 
 
 def test_wide_integers_portable():
-    x = torch.tensor([2**62 + 2**51, 2**62 + 2**51 + 1, -(2**63), 2**53 + 1, 0, -5])
-    fmt = FloatFormat("e8m10", 8, 10)
-    how = Rules("nearest_even", "ieee", "raise")
-    assert torch.equal(torch_ops._by_torch(x, fmt, how, to_codes=False), qlab.cast(x, fmt))
+    x = torch.tensor([2**62 + 2**51, 2**62 + 2**51 + 1, -(2**63), 2**53 + 1, 2**53 + 3, -(2**53) - 1, 2**63 - 1, 0, -5])
+    for numbers in (x, x.view(torch.uint64)):
+        for fmt in (FloatFormat("e8m10", 8, 10), get_format("float32"), get_format("float64"), get_format("takum16")):
+            for rounding in ("nearest_even", "nearest_away", "up", "to_odd"):
+                how = Rules(rounding, "ieee", "raise")
+                expected = torch.from_numpy(qlab.cast(numbers.numpy(), fmt, rounding=rounding))
+                assert torch.equal(torch_ops._by_torch(numbers, fmt, how, to_codes=False), expected), (fmt, rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_integers(dtype):
+    x = torch.tensor([0, 1, 300, 65535], dtype=dtype)
+    for twin in TWINS.values():
+        rounded = twin(x, get_format("bf16"), Rules("nearest_even", "ieee", "raise"), False)
+        assert rounded.tolist() == [0, 1, 300, 65536]
+        assert rounded.dtype is (torch.float64 if dtype is torch.uint64 else torch.float32)
+    assert qlab.decode(qlab.encode(x, "uint16").to(dtype), "uint16").tolist() == [0, 1, 300, 65535]
+
+
+@pytest.mark.parametrize("noise_type", [np.uint8, np.uint16, np.uint32])
+def test_noise_given_as_an_array(noise_type):
+    x, fmt = torch.linspace(0.1, 3, 99), get_format("fp8_e4m3")
+    noise = np.random.default_rng(0).integers(0, np.iinfo(noise_type).max, 99, noise_type)
+    expected = qlab.cast(x.numpy(), fmt, rounding="stochastic", noise=noise)
+    for given in (noise, torch.from_numpy(noise)):
+        how = Rules("stochastic", "ieee", "raise", given)
+        for twin in TWINS.values():
+            assert np.array_equal(twin(x, fmt, how, False).numpy(), expected)
+        assert isinstance(torch_ops._noise_beside(x, how).noise, torch.Tensor)  # what a kernel is given
 
 
 def test_out():
@@ -157,6 +188,32 @@ def test_compiles_without_graph_break(fmt):
     assert torch.equal(compiled(x), rounded(x))
 
 
+def test_tables_of_ones_own_compile():
+    """Whatever their names, sizes and boundaries."""
+    x, values = torch.linspace(-3, 3, 101), [0.0, 1, 2, math.nan, -1]
+    tables = [TableFormat("mine", values, boundaries=[-0.9, 0.1, 1.9]), TableFormat("nf4", values),
+              TableFormat("large", np.linspace(-2, 2, 500)), posit(10), get_format("posit16")]  # fmt: skip
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda t, table: qlab.cast(t, table) + 0, fullgraph=True, backend="aot_eager")
+    for table in tables:
+        assert torch.equal(compiled(x, table), qlab.cast(x, table)), table
+
+
+def test_out_is_written_under_compile():
+    def fill(t, values, codes, decoded):
+        qlab.cast(t, "fp8_e4m3", out=values)
+        qlab.encode(t, "fp8_e4m3", out=codes)
+        qlab.decode(codes, "fp8_e4m3", out=decoded)
+
+    x = torch.linspace(-3, 3, 101)
+    values, codes, decoded = torch.empty(101), torch.empty(101, dtype=torch.uint8), torch.empty(101)
+    torch._dynamo.reset()
+    torch.compile(fill, fullgraph=True, backend="aot_eager")(x, values, codes, decoded)
+    assert torch.equal(values, qlab.cast(x, "fp8_e4m3"))
+    assert torch.equal(codes, qlab.encode(x, "fp8_e4m3"))
+    assert torch.equal(decoded, values)
+
+
 def test_compiled_gradient_and_seed():
     def loss(t):
         return (qlab.cast(t, "fp8_e4m3", rounding="stochastic", rng=3, gradient="clipped", overflow="saturate") ** 2).sum()
@@ -188,6 +245,12 @@ REFUSED = [
     (lambda: qlab.cast(torch.tensor([1.0, float("nan")]), "int8"), ValueError, "1 NaN (the first at index (1,))"),
     (lambda: by_portable_operations(torch.tensor([[float("nan")]]), IntFormat(8), Rules("up", "ieee", "raise"), False),
      ValueError, "1 NaN (the first at index (0, 0))"),
+    (lambda: by_portable_operations(torch.ones(2), IntFormat(8), Rules("stochastic", "ieee", "raise"), False),
+     ValueError, "needs either noise"),
+    (lambda: by_portable_operations(torch.ones(2), IntFormat(8), Rules("up", "ieee", "raise", np.uint8([1, 2])), False),
+     ValueError, "noise is for rounding='stochastic'"),
+    (lambda: by_portable_operations(torch.ones(2), IntFormat(8), Rules("stochastic", "ieee", "raise", np.uint8([1])), False),
+     ValueError, "shape of x, (2,)"),
     (lambda: qlab.cast(torch.tensor([1j]), "fp16"), TypeError, "complex64"),
     (lambda: qlab.cast(torch.tensor([True]), "fp16"), TypeError, "torch.bool"),
     (lambda: qlab.cast(torch.ones(2), "fp16", gradient="none"), ValueError, "'pass', 'clipped'"),

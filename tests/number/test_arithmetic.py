@@ -7,6 +7,7 @@ decides on, values and midpoints, has fewer bits than the float64, so that the o
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from fractions import Fraction
 from functools import cache
@@ -698,6 +699,17 @@ def test_many_columns_and_threads(option):
     assert same(result[:, 200], arithmetic.dot(a, b[:, 200], "float16", **option)).all()
 
 
+def test_large_arrays_in_threads():
+    """So many elements that pieces are long ones, in threads (which once waited for one another for ever)."""
+    code = (
+        "import numpy as np, qlab; from qlab._pieces import PIECE; qlab.set_num_threads(2);"
+        "x = np.resize(np.linspace(-9, 9, 999).astype(np.float16), 32 * PIECE + 7);"
+        "print(np.array_equal(qlab.arithmetic.add(x, x, 'bfloat16')[-999:], qlab.arithmetic.add(*2 * [x[-999:]], 'bfloat16')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.strip() == "True"
+
+
 def test_noise_of_a_tile_is_its_part_of_one_stream():
     """Operation i of column j gets word i * total + j of the counter-based stream, in whatever portions it is taken."""
     stream = philox(7, 0, 200 * 10).reshape(200, 10)
@@ -785,8 +797,6 @@ def test_torch():
 
 
 def test_torch_is_not_imported():
-    import subprocess
-
     code = "import qlab, sys; qlab.arithmetic.dot([1.0], [2.0], 'fp16'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -143,6 +143,25 @@ def test_pieces_and_threads_change_nothing(name):
         qlab.set_num_threads(None)
 
 
+def test_a_walk_inside_of_a_piece_keeps_to_its_thread():
+    """Two threads that each wait for a second one would wait for ever."""
+    code = """
+import time, qlab
+from qlab._pieces import walk
+seen = []
+def inner(piece, scratch): seen.append(piece.start)
+def outer(piece, scratch):
+    time.sleep(0.05)
+    walk(9, inner, piece=1)
+qlab.set_num_threads(2)
+walk(4, outer, piece=1)
+walk(9, inner, piece=1)
+print(len(seen))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "45"
+
+
 def test_threads_follow_the_environment():
     code = "import qlab; print(qlab.get_num_threads())"
     run = subprocess.run([sys.executable, "-c", code], env={"OMP_NUM_THREADS": "3"}, capture_output=True, text=True)
@@ -179,6 +198,7 @@ REFUSED = [
     (lambda: qlab.cast([1.0], "fp16", policy="jax"), ValueError, "allowed are 'torch', 'ml_dtypes', 'ocp'"),
     (lambda: qlab.cast([1.0], "int8", policy="torch"), ValueError, "not int8"),
     (lambda: qlab.cast([1.0], "fp16", policy="torch", rounding="up"), ValueError, "rounding='up'"),
+    (lambda: qlab.cast([1.0], "fp16", gradient="none"), ValueError, "allowed are 'pass', 'clipped'"),
     (lambda: qlab.decode(1.0, "fp16"), TypeError, "codes are integers"),
     (lambda: qlab.decode(1, "float64", dtype=np.float32), ValueError, "use float64"),
     (lambda: qlab.decode(1, "bfloat16", dtype=np.float16), ValueError, "use float32"),

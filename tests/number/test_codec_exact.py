@@ -25,6 +25,9 @@ ODD_ONES = [
     FloatFormat("e4m2_high", 4, 2, bias=-40, infinities=False, nans="none"),
     FloatFormat("e8m3", 8, 3, bias=120),
     FloatFormat("e1m3", 1, 3, bias=1, infinities=False, nans="none"),
+    FloatFormat("e1m4_all_subnormal", 1, 4),
+    FloatFormat("e4m0_no_zero", 4, 0, infinities=False, nans="none", subnormals=False),
+    FloatFormat("e3m4_large_no_subnormals", 3, 4, bias=-16, subnormals=False),
 ]
 by_name = pytest.mark.parametrize("fmt", SMALL + ODD_ONES, ids=lambda fmt: fmt.name)
 DETERMINISTIC = [r for r in ROUNDINGS if r != "stochastic"]
@@ -44,6 +47,35 @@ def test_every_float16_and_bfloat16_in_every_way(fmt):
     fast = TableOracle(fmt.values(), signed_zero=fmt.has_negative_zero)
     for inputs in (float16_inputs(), bfloat16_inputs()):
         check_by(fast, without_nan(inputs, fmt), fmt)
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS.values() if isinstance(fmt, IntFormat)], ids=lambda fmt: fmt.name)
+def test_every_float16_and_bfloat16_to_integers(fmt):
+    for x in (float16_inputs(), bfloat16_inputs()):
+        x = x[~np.isnan(x)]
+        inside = np.clip(x.astype(np.float64), fmt.min, fmt.max)
+        below = np.floor(inside)
+        rounded = {
+            "nearest_even": np.rint(inside), "nearest_away": np.copysign(np.floor(np.abs(inside) + 0.5), inside),
+            "toward_zero": np.trunc(inside), "up": np.ceil(inside), "down": below,
+            "to_odd": np.where(below == inside, below, below + (below % 2 == 0)),
+        }  # fmt: skip
+        for rounding, expected in rounded.items():
+            for overflow in ("ieee", "saturate"):
+                options = {"rounding": rounding, "overflow": overflow}
+                assert same(qlab.cast(x, fmt, **options), expected + 0.0).all(), options
+                assert same(qlab.decode(qlab.encode(x, fmt, **options), fmt), expected + 0.0).all(), options
+
+
+@pytest.mark.parametrize("name", ["tfloat32", "float32", "float64"])
+@pytest.mark.parametrize("rounding", DETERMINISTIC)
+def test_every_float16_and_bfloat16_is_a_value_of_wider_formats(name, rounding):
+    for x in (float16_inputs(), bfloat16_inputs()):
+        for overflow in ("ieee", "saturate"):
+            finite = x[~np.isinf(x) | (overflow == "ieee")]
+            options = {"rounding": rounding, "overflow": overflow}
+            assert same(qlab.cast(finite, name, **options), finite).all()
+            assert same(qlab.decode(qlab.encode(finite, name, **options), name), finite).all()
 
 
 @by_name
@@ -220,6 +252,49 @@ def test_wide_integers_are_rounded_once():
     x = np.array([2**62 + step // 2, 2**62 + step // 2 + 1, 2**62 + step // 2 - 1, -(2**62) - step // 2 - 1])
     assert qlab.cast(x, fmt).tolist() == [2.0**62, 2.0**62 + step, 2.0**62, -(2.0**62) - step]
     assert qlab.cast(np.array([2**64 - 1], np.uint64), "float32").tolist() == [2.0**64]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_wide_integers_to_float64(dtype):
+    """Of 54 to 64 bits, by Python's integers: values, ties and their neighbours."""
+    rng, info = np.random.default_rng(0), np.iinfo(dtype)
+    x = [int(v) >> int(s) for v, s in zip(rng.integers(1 << 62, 1 << 63, 900), rng.integers(0, 12, 900), strict=True)]
+    halves = [(2 * m + h) << s for s in range(10) for m in (2**52, 2**53 - 1, 2**52 + 5) for h in (0, 1)]
+    x += [v + d for v in halves for d in (-1, 0, 1)]
+    x += [0, 1, info.min, info.max, *([-v for v in x] if dtype is np.int64 else [2 * v for v in x[:900]])]
+    noise = rng.integers(0, 1 << 32, len(x), dtype=np.uint32)
+    for rounding in ROUNDINGS:
+        expected = []
+        for value, bits in zip(x, noise.tolist(), strict=True):
+            drop = max(abs(value).bit_length() - 53, 0)
+            kept, rest = divmod(abs(value), 1 << drop)
+            up = {
+                "nearest_even": 2 * rest + kept % 2 > 1 << drop, "nearest_away": rest > 0 and 2 * rest >= 1 << drop,
+                "toward_zero": False, "up": rest > 0 and value > 0, "down": rest > 0 and value < 0,
+                "to_odd": rest > 0 and kept % 2 == 0, "stochastic": (rest << 32 >> drop) + bits >= 1 << 32,
+            }[rounding]  # fmt: skip
+            expected.append(float((kept + up) << drop) * (1 if value >= 0 else -1))
+        options = {"rounding": rounding, "noise": noise if rounding == "stochastic" else None}
+        assert same(qlab.cast(np.array(x, dtype), "float64", **options), expected).all(), rounding
+        assert same(qlab.decode(qlab.encode(np.array(x, dtype), "float64", **options), "float64"), expected).all(), rounding
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_e8m0_of_ordinary_float32(rounding):
+    """No tiny numbers and none that overflow: the quick way, which says what the law says in float64."""
+    rng, fmt = np.random.default_rng(0), qlab.get_format("float8_e8m0fnu")
+    x = np.ldexp(rng.uniform(1, 2, 30_000), rng.integers(-124, 126, 30_000)).astype(np.float32)
+    x[::3] = np.ldexp(rng.choice([1, 1.25, 1.5, 2 - 2.0**-23], 10_000), rng.integers(-124, 126, 10_000))
+    for dtype in (np.uint8, np.uint16, np.uint32) if rounding == "stochastic" else (None,):
+        noise = None if dtype is None else rng.integers(0, np.iinfo(dtype).max, x.size, dtype, endpoint=True)
+        for overflow in ("ieee", "saturate"):
+            for y in (x, np.where(np.arange(x.size) % 5 == 0, -x, x)):
+                options = {"rounding": rounding, "overflow": overflow, "noise": noise}
+                expected = qlab.cast(y.astype(np.float64), fmt, **options)
+                assert same(qlab.cast(y, fmt, **options), expected).all()
+                assert same(qlab.decode(qlab.encode(y, fmt, **options), fmt), expected).all()
+        if noise is None:
+            assert same(expected, TableOracle(fmt.values(), signed_zero=False).cast(y, rounding, "saturate")).all()
 
 
 @pytest.mark.parametrize("fmt", [IntFormat(2), IntFormat(8), IntFormat(16), IntFormat(4, False), IntFormat(1, False)],

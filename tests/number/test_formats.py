@@ -108,6 +108,7 @@ REFUSED = [
     (lambda: FloatFormat("f", 4, 3, nans="some"), "allowed are 'ieee'"),
     (lambda: FloatFormat("f", 4, 3, nans="negative_zero", signed=False), "needs a sign bit"),
     (lambda: FloatFormat("f", 4, 0), "needs a fraction bit"),
+    (lambda: FloatFormat("f", 4, 0, nans="negative_zero", subnormals=False), "needs a zero"),
     (lambda: FloatFormat("f", 8, 25), "at most 32 bits"),
     (lambda: FloatFormat("f", 12, 3), "do not fit into float64"),
     (lambda: FloatFormat("f", 4, 3, bias=-2000), "do not fit into float64"),
