@@ -105,9 +105,9 @@ class DigitsTransformer(nn.Module):
 # --- their training --------------------------------------------------------------------------------------------------
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and keep it on one thread, both for what is inside only."""
+    """Seed torch, keep it on one thread, and let it follow gradients, all for what is inside only."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:

@@ -74,6 +74,17 @@ def test_attention_is_torchs():
     assert torch.allclose(ours(x, mask[:, None, None]), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_they_are_trained_where_gradients_are_off(mode):
+    models._made.cache_clear()
+    with mode():
+        model = qlab.data.digits_cnn()
+    models._made.cache_clear()
+    again = qlab.data.digits_cnn()
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_seed_that_is_refused():
     for seed in (-1, 1.0, True):
         with pytest.raises(ValueError, match="seed="):

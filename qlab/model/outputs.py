@@ -28,7 +28,7 @@ def outputs_of(model: nn.Module, batches: list[Any]) -> list[Any]:
 def output_error(reference: list[Any], outputs: list[Any]) -> tuple[float, float]:
     """Return the energy of the error over that of the reference, and the cosine between the two, over all outputs.
 
-    The error is infinite, the cosine 0, if an output is not finite.
+    The error is infinite, the cosine 0, if an output is not finite; a reference that is not is a ValueError.
     """
     if not any(_first_tensor(output).numel() for output in reference):
         raise ValueError("the model's outputs hold no number; give batches with at least one row")
@@ -37,6 +37,8 @@ def output_error(reference: list[Any], outputs: list[Any]) -> tuple[float, float
         x, y = (_first_tensor(o).detach().double() for o in (first, second))
         signal, noise = signal + float(x.square().sum()), noise + float((x - y).square().sum())
         dot, energy = dot + float((x * y).sum()), energy + float(y.square().sum())
+    if not math.isfinite(signal):
+        raise ValueError("the model's own outputs hold infinities or NaN; clean the batches, as with torch.nan_to_num")
     if not math.isfinite(noise):
         return math.inf, 0.0
     if noise == 0:

@@ -296,7 +296,8 @@ def data_hash(batches: Iterable[Any]) -> str:
     Parameters
     ----------
     batches : iterable
-        As in `collect_inputs`; one that can be gone through again, such as a list. Of a tuple or a dict the tensors count.
+        As in `collect_inputs`; one that can be gone through again, such as a list. What counts are tensors, wherever in a
+        batch they are, and nothing else of it.
 
     Returns
     -------
@@ -312,10 +313,8 @@ def data_hash(batches: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256()
     for batch in batches:
-        arguments, keywords = _arguments(batch)
-        for value in (*arguments, *keywords.values()):
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for value in _tensors(_arguments(batch)):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -354,6 +353,15 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
         "of a loader of (x, label), give ((x,) for x, label in loader)"
     )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dicts in each other, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def _hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -9,14 +9,17 @@ table: `quantization_map`.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from qlab._progress import Progress
 from qlab.model.fuse import fuse, refuse_training, replace_layer
 from qlab.model.inputs import StaticRange, static_range
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
@@ -35,6 +38,7 @@ __all__ = ["LayerChange", "quantization_map", "quantize_model", "static_range"]
 
 _METHODS: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq, "adaround": adaround}
 _QUANTIZED = (QuantizedLinear, QuantizedConv, QuantizedEmbedding)
+_TORCHS_QUANTIZED = re.compile(r"torch\.ao\.nn\.(intrinsic\.)?(quantized|qat)\b")
 _KINDS: dict[str, type[nn.Module]] = {
     "Linear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Embedding": nn.Embedding,
 }  # fmt: skip
@@ -127,11 +131,15 @@ def quantize_model(
     batches = listed_batches(calibration, "calibration") if recipe.needs_calibration and calibration is not None else None
     result = fuse(model)
     inputs, ranges = _look(result, recipe, chosen, batches)
-    changes = list(left)
-    for name in chosen:
-        new, change = _quantize_layer(result.get_submodule(name), name, recipe, inputs.get(name), ranges.get(name), fake=fake)
-        result = replace_layer(result, name, new)
-        changes.append(change)
+    changes = [_unless_folded(change, result) for change in left]
+    with Progress(len(chosen)) as progress:
+        for name in chosen:
+            progress.begin(name)
+            before = bytes_of(model.get_submodule(name).parameters(recurse=False))
+            layer, seen, static = result.get_submodule(name), inputs.get(name), ranges.get(name)
+            new, change = _quantize_layer(layer, name, recipe, seen, static, before, fake=fake)
+            result = replace_layer(result, name, new)
+            changes.append(change)
     leave_fast_path(result)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
     result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
@@ -153,11 +161,7 @@ def quantization_map(model: nn.Module) -> Table:
     if changes is None:
         raise ValueError("the model does not come from quantize_model; there is no map of it")
     columns = ("layer", "type", "weights", "activations", "how", "bytes_before", "bytes_after", "sqnr")
-    rows = [
-        (*astuple(c)[:-1], "" if c.sqnr is None else round(c.sqnr, 2))
-        for c in changes
-    ]
-    return Table(columns, rows)
+    return Table(columns, [(*astuple(c)[:-1], "" if c.sqnr is None else round(c.sqnr, 2)) for c in changes])
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, _QUANTIZED):
+        if isinstance(module, _QUANTIZED) or _TORCHS_QUANTIZED.match(type(module).__module__):
             raise ValueError(f"the model is already quantized ({name!r} is a quantized layer); start from the original")
         if isinstance(module, QATLayer):
             raise ValueError(
@@ -196,7 +200,7 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
     chosen, left = [], []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if not own or isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if not own:
             continue
         why = _why_left(module, name, kinds, recipe)
         if why is None:
@@ -219,7 +223,7 @@ def _why_left(module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], 
             return "left: its weight is parametrized; remove_parametrizations makes it permanent"
         if isinstance(module, tuple(_KINDS.values())):
             return "left: a class of its own, whose forward may differ"
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)):
             return "left: normalization stays in floats"
         return "left: qlab has no such layer"
     if getattr(module, "max_norm", None) is not None:
@@ -242,11 +246,10 @@ def check_weights(model: nn.Module, chosen: list[str]) -> None:
                 f"layer {name!r} of shape {tuple(weight.shape)}: the weight holds {wrong} infinities or NaN, which have no "
                 "scale; load or train it again"
             )
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append(name)
+    owners: dict[int, list[str]] = {}  # by where the numbers lie
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        place = 0 if nn.parameter.is_lazy(parameter) else parameter.data_ptr()
+        owners.setdefault(place or id(parameter), []).append(name.removesuffix(".weight"))
     for names in owners.values():
         if len(names) > 1 and set(names) & set(chosen):
             raise ValueError(
@@ -298,10 +301,9 @@ class _Named:
 
 # --- what is done ----------------------------------------------------------------------------------------------------
 def _quantize_layer(
-    layer: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, *, fake: bool
+    layer: nn.Module, name: str, recipe: Recipe, inputs: Inputs | None, static: StaticRange | None, before: int, *, fake: bool
 ) -> tuple[nn.Module, LayerChange]:
-    """The new layer, and what was done."""
-    before = bytes_of(layer.parameters(recurse=False))
+    """The new layer, and what was done; `before` are the bytes that it took before batch normalization was folded in."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     embedding = isinstance(layer, nn.Embedding)
     scheme = recipe.embeddings or recipe.weights if embedding else recipe.weights
@@ -325,6 +327,13 @@ def _quantize_layer(
         name, type(layer).__name__, str(scheme or "as they are"), "" if embedding else str(recipe.activations or "as they are"),
         new.how, before, after, sqnr_of(weight, brought_back),
     )  # fmt: skip
+
+
+def _unless_folded(change: LayerChange, fused: nn.Module) -> LayerChange:
+    """The line of a layer that was left; another one of batch normalization that is gone."""
+    if not isinstance(fused.get_submodule(change.name), nn.Identity):
+        return change
+    return replace(change, how="folded into the layer before", bytes_after=0)
 
 
 def _codes(

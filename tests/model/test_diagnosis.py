@@ -273,6 +273,12 @@ def test_error_of_the_layers_own_outputs():
         assert -10 * math.log10(layer.error) == pytest.approx(sqnr(want, found_outputs), abs=1e-4)
 
 
+@pytest.mark.parametrize("metric", ["output", "layer"])
+def test_batches_with_nan_are_refused(metric):
+    with pytest.raises(ValueError, match=r"hold .*infinities or NaN; clean the batches"):
+        qlab.allocate_bits(network(8, 8), ["int8-channel"], [torch.full((2, 8), math.nan)], 40, metric=metric)
+
+
 def test_skipped_layers_do_not_count():
     model = network(64, 32, 64)
     found = qlab.allocate_bits(model, ["int8-channel"], [drawn(4, 64)], budget=9, skip=("2",))

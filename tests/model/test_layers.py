@@ -220,15 +220,19 @@ def weight_of(layer):
     return store_codes(codes, held.q_per_channel_scales().float().numpy(), None, qlab.get_scheme("int8-channel"))
 
 
-def test_dynamic_int8_is_torch_ao():
-    torch.manual_seed(8)
+@pytest.mark.parametrize("seed", range(12))
+def test_dynamic_int8_is_torch_ao(seed):
+    """Given its weights' codes (it spreads them over 2 absmax / 255) and its 7 bits of inputs (reduce_range)."""
+    torch.manual_seed(seed)
     model, x = nn.Sequential(nn.Linear(128, 64)).eval(), torch.randn(200, 128) + 0.2
     theirs = ao(model)[0]
-    ours = QuantizedLinear(weight_of(theirs), theirs.bias().detach(), activations("uint7-asym"))  # reduce_range: 7 bits
-    step = float(find_steps(x, activations("uint7-asym"), None).scale) * float(ours.weight.scale)
-    difference = (ours(x) - theirs(x)).abs() / step  # in steps of the product's integers
+    ours = QuantizedLinear(weight_of(theirs), theirs.bias().detach(), activations("uint7-asym"))
+    input_step = float(find_steps(x, activations("uint7-asym"), None).scale)
+    difference = (ours(x) - theirs(x)).abs() / (input_step * float(ours.weight.scale))  # in steps of the product's integers
     assert ours.integer
-    assert difference.max() < 0.05  # every code alike: what is left is the rounding of floats
+    other = difference.amax(1) > 0.05  # what is left elsewhere is the rounding of floats
+    assert other.sum() <= 1  # they multiply by 1 / scale: at a tie an input's code may be the next one
+    assert difference.max() < 128
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(32, 24), nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(4, 8, 3, groups=2)])

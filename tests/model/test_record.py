@@ -131,6 +131,8 @@ def test_data_hash_is_of_the_bytes_in_order():
     expected = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in BATCHES)).hexdigest()
     assert data_hash(BATCHES) == expected
     assert data_hash(BATCHES[::-1]) != expected
+    nested = [([BATCHES[0]], {"more": (BATCHES[1],)}), {"x": [BATCHES[2], None]}]
+    assert data_hash(nested) == expected
     half = BATCHES[0].bfloat16().transpose(0, 1)
     assert data_hash([(half, 3)]) == hashlib.sha256(half.contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
 

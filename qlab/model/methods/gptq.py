@@ -72,8 +72,9 @@ def quantize_weight(
 
     Notes
     -----
-    Tolerance: the error is that of the reference, or less. Channels whose inputs were always zero are rounded to nearest.
-    Sums are float64. Book: part IV.
+    Tolerance: at the same options the error is that of the reference, or less. The reference finds scales of groups on the
+    way where columns keep their order; static ones are then up to a tenth worse at 4 bits, with `act_order` they are better.
+    Channels whose inputs were always zero are rounded to nearest. Sums are float64. Book: part IV.
 
     Examples
     --------
