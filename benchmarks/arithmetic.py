@@ -1,11 +1,13 @@
 """`qlab.arithmetic.dot` of 4096 products in 256 rows beside Python loops that simulate the same, and the elementwise verbs.
 
 The loops do a few rows, and the time per multiply-add is compared: one rounds with `struct` (any Python), one is made of
-NumPy's float16 scalars (for float16 alone, and the fastest there is), one calls `qlab.cast` (any format).
+NumPy's float16 scalars (for float16 alone, and the fastest there is), one calls `qlab.cast` (any format), and one rounds all
+rows at once with pychop, where that is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from collections.abc import Callable
 
@@ -54,6 +56,15 @@ def cast_loop(x: np.ndarray, y: np.ndarray) -> list[float]:
     return sums
 
 
+def pychop_loop(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    from pychop import Chop
+
+    chop, total = Chop(exp_bits=5, sig_bits=10), np.zeros(len(x))
+    for u, v in zip(x.T.astype(np.float64), y.T.astype(np.float64), strict=True):
+        total = chop(total + chop(u * v))
+    return total
+
+
 def run(rows: int = 256, length: int = 4096) -> list[dict[str, object]]:
     x, y = np.random.default_rng(0).standard_normal((2, rows, length)).astype(np.float16)
     qlab.set_num_threads(1)
@@ -62,6 +73,8 @@ def run(rows: int = 256, length: int = 4096) -> list[dict[str, object]]:
     loops: dict[str, tuple[slice, Callable[[np.ndarray, np.ndarray], object]]] = {
         "struct": (slice(4), struct_loop), "np.float16": (slice(4), scalar_loop), "qlab.cast": (slice(1), cast_loop),
     }  # fmt: skip
+    if importlib.util.find_spec("pychop") is not None:
+        loops["pychop"] = slice(None), pychop_loop
     of_loop = {}
     for name, (some, loop) in loops.items():
         progress(f"arithmetic: loop of {name}")
