@@ -37,8 +37,9 @@ def accuracy(model: nn.Module) -> float:
         return 100 * float((model(x).argmax(1) == y).float().mean())
 
 
-def static(bits: int) -> qlab.Recipe:
-    return qlab.Recipe(f"int{bits}-channel", qlab.Activations(f"int{bits}-asym", "static", "histogram_mse"))
+def static(bits: int, rule: str = "", method: str = "rtn") -> qlab.Recipe:
+    inputs = qlab.Activations(f"int{bits}-asym", "static", "histogram_mse")
+    return qlab.Recipe(f"int{bits}-channel{rule}", inputs, method=method)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -59,10 +60,21 @@ def retrained(network: tuple, recipe: qlab.Recipe, epochs: int, **how) -> float:
     return accuracy(qlab.convert(prepared, show=False))
 
 
+def quantized(network: tuple, recipe: qlab.Recipe) -> float:
+    return accuracy(qlab.quantize_model(network[1], recipe, pictures()[0][:640].split(64), show=False))
+
+
 def test_two_bits_trained_are_far_above_two_bits_rounded(network):
-    x = pictures()[0]
-    rounded = accuracy(qlab.quantize_model(network[1], static(2), x[:640].split(64), show=False))
-    assert retrained(network, static(2), 4) > max(rounded + 20, 90)
+    """By the same scheme, whose scales are of the largest weights: 93, 94 and 91 % where rounding leaves 31, 53 and 38."""
+    assert retrained(network, static(2), 4) > max(quantized(network, static(2)) + 20, 90)
+
+
+def test_two_bits_trained_hold_out_against_the_best_that_rounding_can_do(network):
+    """Scales of least squared error alone leave 92, 88 and 96 %, GPTQ with them 97, 96 and 97; trained with them: 98, 98, 97."""
+    trained = retrained(network, static(2, "-mse"), 10, freeze_after=6 * 19)
+    assert trained > quantized(network, static(2, "-mse")) + 0.5
+    assert trained > quantized(network, static(2, "-mse", "gptq")) - 0.5
+    assert trained > 96.5
 
 
 def test_three_bits_with_learned_steps_are_within_a_point(network):
