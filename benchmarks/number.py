@@ -48,13 +48,20 @@ def _one_format(name: str, x: np.ndarray) -> dict[str, object]:
 
 
 def roundings(elements: int = 1 << 24) -> list[dict[str, object]]:
-    """Return nanoseconds of cast for each rounding, stochastic with noise given and made from a seed; two threads; torch."""
+    """Return nanoseconds of cast for each rounding, stochastic with noise given and made from a seed; two threads; torch.
+
+    The last rows are of float16 and bfloat16 input.
+    """
     x = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
     out, noise = np.empty_like(x), np.random.default_rng(1).integers(0, 1 << 32, elements, dtype=np.uint32)
     rows = []
     for name in ("float8_e4m3fn", "float8_e8m0fnu", "float4_e2m1fn", "bfloat16", "float16", "int8", "nf4", "posit16"):
         progress(f"roundings: {name}")
         rows.append(_one_rounding_table(name, x, out, noise))
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        progress(f"roundings: {np.dtype(dtype)} input")
+        row = _one_rounding_table("float8_e4m3fn", x.astype(dtype), out.astype(dtype), noise)
+        rows.append(row | {"format": f"float8_e4m3fn from {np.dtype(dtype)}"})
     qlab.set_num_threads(None)
     return rows
 
@@ -75,7 +82,9 @@ def _one_rounding_table(name: str, x: np.ndarray, out: np.ndarray, noise: np.nda
     except ImportError:
         pass
     else:
-        tensor, into = torch.from_numpy(x), torch.from_numpy(out)
+        patterns = f"i{x.itemsize}"  # torch takes no array of bfloat16
+        kind = getattr(torch, x.dtype.name)
+        tensor, into = (torch.from_numpy(array.view(patterns)).view(kind) for array in (x, out))
         candidates["torch_tensor"] = lambda: qlab.cast(tensor, name, out=into)
     ns = side_by_side(candidates, elements=x.size, repeats=5)
     row: dict[str, object] = {"format": name, **{key: round(value, 2) for key, value in ns.items()}}

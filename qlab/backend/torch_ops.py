@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlab._pieces import Array
 from qlab.backend.torch_law import decode_law, encode_law, philox_tensor
 from qlab.number import codec
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.codec import Rules
 from qlab.number.formats import FORMATS, FloatFormat, Format, IntFormat, TableFormat, get_format
+from qlab.number.halves import BFLOAT16
+from qlab.number.nans import nan_message
 from qlab.number.noise import seed_of
 
 __all__ = ["cast", "decode", "encode"]
@@ -193,12 +196,16 @@ def _run(x: Tensor, fmt: Format, how: Rules, out: Tensor | None, *, to_codes: bo
 def _finish(result: Tensor, out: Tensor | None) -> Tensor:
     if out is None or result is out:
         return result
-    if out.shape != result.shape or out.dtype != result.dtype or out.device != result.device:
-        raise ValueError(
-            f"out is {out.dtype} of shape {tuple(out.shape)} on {out.device}; it must be {result.dtype} of shape "
-            f"{tuple(result.shape)} on {result.device}"
-        )
+    _check_out(out, result.dtype, result.shape, result.device)
     return out.copy_(result)
+
+
+def _check_out(out: Tensor, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> None:
+    if out.shape != shape or out.dtype != dtype or out.device != device:
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)} on {out.device}; it must be {dtype} of shape {tuple(shape)} "
+            f"on {device}"
+        )
 
 
 def _seeded(how: Rules) -> Rules:
@@ -218,17 +225,31 @@ def _cast_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
 
 # --- CPU: lend the memory to NumPy -----------------------------------------------------------------------------------
 def _by_numpy(x: Tensor, fmt: Format, how: Rules, out: Tensor | None, *, to_codes: bool) -> Tensor:
-    source, target = (x.float() if x.dtype is torch.bfloat16 else x), None
     if isinstance(how.noise, Tensor):
         how = how._replace(noise=how.noise.cpu().numpy())
-    if out is not None and out.device.type == "cpu" and out.dtype is not torch.bfloat16:
-        target = out.numpy()
-    result = codec.convert(source.numpy(), fmt, how, target, to_codes=to_codes)
-    if target is not None:
-        assert out is not None
-        return out
-    tensor = torch.from_numpy(np.asarray(result))
-    return tensor if to_codes else tensor.to(_cast_dtype(x.dtype, fmt))
+    kind = _TORCH[codec.code_dtype(fmt)] if to_codes else _cast_dtype(x.dtype, fmt)
+    target = _lend_out(out, kind, x)
+    result = codec.convert(_lend(x), fmt, how, target, to_codes=to_codes)
+    return _borrowed(result) if target is None else out  # type: ignore[return-value]
+
+
+def _lend(x: Tensor) -> Array:
+    """Return the memory of a tensor as an array; bfloat16 as what stands for it in NumPy."""
+    return x.view(torch.int16).numpy().view(BFLOAT16) if x.dtype is torch.bfloat16 else x.numpy()
+
+
+def _lend_out(out: Tensor | None, dtype: torch.dtype, like: Tensor) -> Array | None:
+    """Return the memory to write to, unless it is none or lies scattered; refuse an `out` that does not fit."""
+    if out is None:
+        return None
+    _check_out(out, dtype, like.shape, like.device)
+    return _lend(out) if out.is_contiguous() else None
+
+
+def _borrowed(result: Any) -> Tensor:
+    """Return an array or a number of NumPy's as a tensor, in the same memory."""
+    array = np.asarray(result)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype == BFLOAT16 else torch.from_numpy(array)
 
 
 # --- any device: portable operations ---------------------------------------------------------------------------------
@@ -281,7 +302,7 @@ def _refuse_nan(x: Tensor, fmt: Format, how: Rules) -> None:
     is_nan = x.isnan()
     if bool(is_nan.any()):
         first = tuple(int(i) for i in is_nan.nonzero()[0])
-        raise ValueError(codec.nan_message(int(is_nan.sum()), first, fmt))
+        raise ValueError(nan_message(int(is_nan.sum()), first, fmt))
 
 
 def _noise(x: Tensor, how: Rules) -> Tensor | None:
@@ -311,16 +332,19 @@ def decode(codes: Tensor, fmt: str | Format, dtype: Any, out: Tensor | None) -> 
     if torch.compiler.is_compiling():
         kind = None if dtype is None else _as_torch(dtype)
         return _finish(torch.ops.qlab.decode(codes, _spec(fmt), kind), out)
-    return _finish(_decode(codes, get_format(fmt), dtype), out)
+    return _finish(_decode(codes, get_format(fmt), dtype, out), out)
 
 
-def _decode(codes: Tensor, fmt: Format, dtype: Any) -> Tensor:
+def _decode(codes: Tensor, fmt: Format, dtype: Any, out: Tensor | None = None) -> Tensor:
     if codes.dtype not in _INTS:
         raise TypeError(f"codes are integers (bit patterns), not {codes.dtype}; to round values use encode or cast")
     kind = _decoded_dtype(fmt, dtype)
     if codes.device.type == "cpu" and not _is_wrapped(codes):
-        wide = np.float32 if kind is torch.bfloat16 else _FLOATS[kind]
-        return torch.from_numpy(np.asarray(codec.decode(codes.numpy(), fmt, dtype=wide))).to(kind)
+        if kind is torch.bfloat16:
+            return _borrowed(codec.decode(codes.numpy(), fmt, dtype=np.float32)).to(kind)
+        target = _lend_out(out, kind, codes)
+        values = codec.decode(codes.numpy(), fmt, dtype=_FLOATS[kind], out=target)
+        return _borrowed(values) if target is None else out  # type: ignore[return-value]
     if codes.device.type == "cuda":
         from qlab.backend import triton_ops
 

@@ -10,29 +10,25 @@ import numpy as np
 
 from qlab._pieces import Array, Scratch
 from qlab.number.bits import Layout
+from qlab.number.halves import is_half, widen
 from qlab.number.rounding import round_up
 
-__all__ = ["flat", "flat_output", "is_bfloat16", "loader", "numbers", "output", "same_memory"]
+__all__ = ["flat", "flat_output", "loader", "numbers", "output", "same_memory"]
 
 
 def numbers(x: Any) -> Array:
     """Return `x` as an array of real numbers."""
-    array = np.asarray(x)
+    array: Array = np.asarray(x)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
         return array
-    if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or is_bfloat16(array.dtype):
+    if array.dtype.kind in "iu" or array.dtype in (np.float16, np.float32, np.float64) or array.dtype.name == "bfloat16":
         return array
     raise TypeError(
         f"x is an array of {array.dtype}; float16, bfloat16, float32, float64 and integers can be rounded: "
         "convert it first, for instance with numpy.asarray(x, dtype=numpy.float64)"
     )
-
-
-def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether it is the bfloat16 of ml_dtypes, which NumPy itself does not know."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
 
 
 def output(out: Array | None, like: Array, dtype: np.dtype[Any]) -> Array:
@@ -82,8 +78,8 @@ def loader(
     """
     if dtype == layout.float_type:
         return lambda piece, scratch, noise: piece
-    if is_bfloat16(dtype):
-        return _load_bfloat16
+    if is_half(dtype):
+        return lambda piece, scratch, noise: widen(piece, layout.float_type, scratch)
     if dtype.kind in "iu" and dtype.itemsize == 8:
         return partial(_load_wide_integers, last_rounding or "to_odd")
 
@@ -93,13 +89,6 @@ def loader(
         return values
 
     return load
-
-
-def _load_bfloat16(piece: Array, scratch: Scratch, noise: Array | None) -> Array:
-    bits = scratch("loaded", np.uint32, piece.size)
-    np.copyto(bits, piece.view(np.uint16))
-    np.left_shift(bits, 16, out=bits)
-    return bits.view(np.float32)
 
 
 def _load_wide_integers(rounding: str, piece: Array, scratch: Scratch, noise: Array | None) -> Array:

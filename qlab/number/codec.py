@@ -3,6 +3,7 @@
 The verbs check their arguments, choose the float to work in, and walk the array in pieces that stay in the cache
 (`qlab._pieces`); what happens to a piece is in `qlab.number.lanes`. float16, bfloat16, float32 and integers of up to 16
 bits are worked on as float32 where that holds every value of the format, all else as float64: both hold them exactly.
+In long arrays of float16 and bfloat16 what becomes of each of the 65536 values is looked up (`qlab.number.halves`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qlab._check import one_of
-from qlab._pieces import Array, Scratch, walk
+from qlab._pieces import Array, Scratch, parts_of, walk
 from qlab.backend.dispatch import is_tensor
-from qlab.number.arrays import flat, flat_output, is_bfloat16, loader, numbers, output, same_memory
+from qlab.number.arrays import flat, flat_output, loader, numbers, output, same_memory
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import FloatFormat, Format, IntFormat, TableFormat, get_format
+from qlab.number.halves import BFLOAT16, PATTERNS, Lookup, is_bfloat16, is_half
+from qlab.number.nans import NaNFound, holds_nan, refuse_nan, zero_nan
 from qlab.number.noise import philox, seed_of
 from qlab.number.policies import PeerExponentLane, overflow_of, rounds_twice
 from qlab.number.rounder import Lane, Rounder, lane_of
@@ -265,14 +268,14 @@ def check_rules(how: Rules) -> None:
 
 
 def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: bool) -> Any:
-    array = numbers(x)
+    array = x if isinstance(x, np.ndarray) and x.dtype == BFLOAT16 else numbers(x)
     lane, layout = _choose_lane(array.dtype, fmt, how)
     noise, seed = checked_noise(how, array.shape)
     kind = code_dtype(fmt) if to_codes else cast_dtype(array.dtype, fmt)
     has_nan = getattr(fmt, "nan_code", None) is not None
     refuses_nan = not has_nan and how.nan == "raise" and how.policy != "ml_dtypes"
     if refuses_nan and out is not None:
-        _refuse_nan(array, fmt)  # before anything is written
+        refuse_nan(array, fmt)  # before anything is written
     result = output(out, array, kind)
     if result is not array and np.may_share_memory(result, array) and not same_memory(result, array):
         array = array.copy()
@@ -290,24 +293,36 @@ def convert(x: Any, fmt: Format, how: Rules, out: Array | None, *, to_codes: boo
         if seed is not None:
             bits = philox(seed, piece.start, piece.stop, scratch)
         values = load(source[piece], scratch, bits)
-        if not has_nan and np.isnan(values.max()):  # a maximum is NaN if any value is
+        if not has_nan and holds_nan(values, scratch):
             if refuses_nan:
-                raise _NaNFound
-            values = _zero_nan(values, opposite=how.policy == "ml_dtypes")
+                raise NaNFound
+            values = zero_nan(values, opposite=how.policy == "ml_dtypes")
         if to_codes:
             np.copyto(target[piece], lane.encode(values, scratch, bits), casting="unsafe")
         else:
             rounder.cast(values, target[piece], scratch, bits)
 
+    def look_up(piece: slice, scratch: Scratch) -> None:
+        if refuses_nan and holds_nan(source[piece], scratch):
+            raise NaNFound
+        table(source[piece], target[piece], scratch)
+
     try:
-        walk(array.size, work)
-    except _NaNFound:
-        _refuse_nan(array, fmt)
+        if is_half(array.dtype) and array.size >= PATTERNS and how.rounding != "stochastic":
+            table = _lookup(array.dtype, fmt, how._replace(nan="zero"), to_codes)
+            walk(array.size, look_up)
+        else:
+            walk(array.size, work)
+    except NaNFound:
+        refuse_nan(array, fmt)
     return result[()] if out is None else result
 
 
-class _NaNFound(Exception):
-    """A piece holds NaN, and the format has none."""
+@lru_cache(maxsize=32)
+def _lookup(dtype: np.dtype[Any], fmt: Format, how: Rules, to_codes: bool) -> Lookup:
+    patterns = np.arange(PATTERNS, dtype=np.uint16).view(dtype)
+    parts = [convert(patterns[part], fmt, how, None, to_codes=to_codes) for part in parts_of(PATTERNS)]
+    return Lookup(np.concatenate(parts))
 
 
 def _choose_lane(dtype: np.dtype[Any], fmt: Format, how: Rules) -> tuple[Lane, Layout]:
@@ -344,38 +359,6 @@ def _layout(dtype: np.dtype[Any], fmt: Format) -> Layout:
     """Return the float to work in: it holds the input and every value of the format."""
     narrow = dtype.itemsize <= 2 or dtype == np.float32
     return FLOAT32 if narrow and holds(np.dtype(np.float32), fmt) else FLOAT64
-
-
-def _refuse_nan(array: Array, fmt: Format) -> None:
-    if array.dtype.kind in "iu":
-        return
-    values_of = flat(array)
-    counts: list[tuple[int, int]] = []
-
-    def work(piece: slice, scratch: Scratch) -> None:
-        values = values_of[piece]
-        if np.isnan(values.max()):
-            is_nan = np.isnan(values)
-            counts.append((piece.start + int(is_nan.argmax()), int(is_nan.sum())))
-
-    walk(array.size, work)
-    if counts:
-        index = tuple(int(i) for i in np.unravel_index(min(counts)[0], array.shape))
-        raise ValueError(nan_message(sum(n for _, n in counts), index, fmt))
-
-
-def nan_message(count: int, first: tuple[int, ...], fmt: Format) -> str:
-    """Return what to say of NaN going to a format without."""
-    return (
-        f"x holds {count} NaN (the first at index {first}), and {fmt.name} has none; "
-        "clean x, or pass nan='zero' to have them become zero"
-    )
-
-
-def _zero_nan(values: Array, *, opposite: bool) -> Array:
-    """Replace NaN by zero, or by a zero of the opposite sign."""
-    zero = np.copysign(values.dtype.type(0), -values) if opposite else values.dtype.type(0)
-    return np.where(np.isnan(values), zero, values)
 
 
 def checked_noise(how: Rules, shape: tuple[int, ...]) -> tuple[Array | None, int | None]:

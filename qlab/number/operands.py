@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from qlab._pieces import Array
-from qlab.number.arrays import is_bfloat16, numbers
+from qlab.number.arrays import numbers
 from qlab.number.codec import bfloat16_holds, cast, cast_dtype, value_dtype
 from qlab.number.error_free import PRECISION, REACH, lowest_bit
 from qlab.number.formats import FloatFormat, Format, get_format
+from qlab.number.halves import is_bfloat16
 
 __all__ = ["float_format", "operands_of", "refuse_nan", "wide_format"]
 

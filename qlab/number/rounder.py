@@ -11,6 +11,7 @@ from qlab._pieces import SHORT, Array, Scratch, parts_of
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.decoding import decoder_of
 from qlab.number.formats import FloatFormat, Format, IntFormat
+from qlab.number.halves import narrow
 from qlab.number.lanes import FloatLane, IntLane, TableLane
 from qlab.number.policies import PeerExponentLane
 
@@ -59,7 +60,7 @@ class Rounder:
             rounded = into if into.dtype == self.kind else scratch("decoded", self.kind, values.size)
             self.decoder(self.lane.encode(values, scratch, noise), rounded, scratch)
         if rounded is not into:
-            np.copyto(into, rounded, casting="unsafe")  # exact: the result's dtype holds every value of the format
+            narrow(rounded, into, scratch)  # exact: the result's dtype holds every value of the format
 
 
 def saturating_rounder(fmt: Format, kind: np.dtype[Any]) -> Rounder:

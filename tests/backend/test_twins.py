@@ -6,6 +6,8 @@ Triton's kernels run under its interpreter, in a process of their own (`test_tri
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -158,6 +160,38 @@ def test_out():
     assert torch.equal(qlab.decode(codes, "fp4", out=out), qlab.cast(x, "fp4"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_out_of_any_dtype_lends_its_memory(dtype):
+    """And one that lies scattered is copied to."""
+    x = torch.randn(700, 200).to(dtype)
+    expected = qlab.cast(x.double(), "fp8_e4m3", rounding="up").to(dtype)
+    for source in (x, x[::2], x[:3, 4], x[0, 0], x[:0]):
+        out, wide = torch.empty(source.shape, dtype=dtype), torch.empty((*source.shape, 2), dtype=dtype)[..., 0]
+        codes, decoded = torch.empty(source.shape, dtype=torch.uint8), torch.empty(source.shape)
+        for into in (out, wide):
+            assert qlab.cast(source, "fp8_e4m3", rounding="up", out=into) is into
+            assert torch.equal(into, qlab.cast(source.double(), "fp8_e4m3", rounding="up").to(dtype))
+        qlab.encode(source, "fp8_e4m3", rounding="up", out=codes)
+        assert qlab.decode(codes, "fp8_e4m3", out=decoded) is decoded
+        assert qlab.decode(codes, "fp8_e4m3", dtype=dtype, out=out) is out
+        assert torch.equal(decoded, wide.float())
+        assert torch.equal(out, wide)
+    assert qlab.cast(x, "fp8_e4m3", rounding="up", out=x) is x
+    assert torch.equal(x, expected)
+
+
+def test_bfloat16_needs_no_ml_dtypes():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch, qlab
+x = torch.tensor([1.06, 500.0, -0.0], dtype=torch.bfloat16)
+print(qlab.cast(x, "fp8_e4m3", overflow="saturate").tolist(), qlab.encode(x.repeat(30000), "int8").sum().item())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.strip() == f"[1.0, 448.0, -0.0] {30000 * 128}"
+
+
 def test_gradients():
     x = torch.tensor([0.3, 500.0, -7e4, 1.0], requires_grad=True)
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -255,6 +289,8 @@ REFUSED = [
     (lambda: qlab.cast(torch.tensor([True]), "fp16"), TypeError, "torch.bool"),
     (lambda: qlab.cast(torch.ones(2), "fp16", gradient="none"), ValueError, "'pass', 'clipped'"),
     (lambda: qlab.cast(torch.ones(2), "fp16", out=torch.ones(3)), ValueError, "shape (2,)"),
+    (lambda: qlab.cast(torch.ones(2), "fp16", out=torch.ones(2).half()), ValueError, "must be torch.float32"),
+    (lambda: qlab.decode(torch.ones(2).byte(), "fp4", out=torch.ones(3)), ValueError, "must be torch.float32 of shape (2,)"),
     (lambda: qlab.cast(torch.ones(2, requires_grad=True), "fp16", out=torch.ones(2)), ValueError, "detach"),
     (lambda: qlab.cast(torch.ones(2), "fp16", rounding="stochastic"), ValueError, "needs either"),
     (lambda: qlab.decode(torch.ones(2), "fp16"), TypeError, "bit patterns"),

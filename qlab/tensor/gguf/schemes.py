@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from qlab._pieces import Array
-from qlab.number.arrays import is_bfloat16, numbers, output
+from qlab.number.arrays import numbers, output
+from qlab.number.halves import is_bfloat16
 from qlab.tensor.gguf.codec import GGUF_TYPES, GGUFType, decode_blocks, encode_gguf
 from qlab.tensor.gguf.layouts import LAYOUTS
 from qlab.tensor.qtensor import QTensor
