@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["fuse", "pairs_to_fuse", "refuse_training", "replace_layer"]
+__all__ = ["fuse", "pairs_to_fuse", "refuse_training", "refuse_without_numbers", "replace_layer"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _HOOKS = (
@@ -80,6 +80,15 @@ def refuse_training(model: nn.Module) -> None:
     if training is not None:
         part = f"the part {training!r} of the model" if training else "the model"
         raise ValueError(f"{part} is in train mode; call model.eval() first (dropout and batch normalization would differ)")
+
+
+def refuse_without_numbers(model: nn.Module) -> None:
+    """Raise a ValueError if a parameter has no numbers: of a lazy layer, or on the meta device."""
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} of a lazy layer has no numbers yet; run a batch through the model first")
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers; load the model's weights first")
 
 
 def pairs_to_fuse(model: nn.Module) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from qlab._progress import progress
 
-__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches"]
+__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches", "tensors_in"]
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
@@ -249,14 +249,17 @@ def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[An
     Raises
     ------
     TypeError
-        If it is a single batch, or no iterable.
+        If it is a single batch, or no iterable, or a batch is not a tensor, a tuple or a dict.
     ValueError
-        If there are none.
+        If there are none, or a tensor holds NaN. (Infinities are allowed: masks hold them.)
     """
     _refuse_single(batches, argument)
     listed = list(batches)
     if not listed:
         raise ValueError(f"{argument} is empty; {_GIVE}")
+    for number, batch in enumerate(listed):
+        if wrong := sum(int(x.isnan().sum()) for x in tensors_in(_arguments(batch)) if x.is_floating_point()):
+            raise ValueError(f"{argument}: batch {number} holds {wrong} NaN; clean the batches, as with torch.nan_to_num")
     return listed
 
 
@@ -313,9 +316,18 @@ def data_hash(batches: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256()
     for batch in batches:
-        for value in _tensors(_arguments(batch)):
+        for value in tensors_in(_arguments(batch)):
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Go through the tensors in tuples, lists and dicts in each other, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(part)
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
@@ -353,15 +365,6 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
         "of a loader of (x, label), give ((x,) for x, label in loader)"
     )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists and dicts in each other, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, Mapping)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
 
 
 def _hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from qlab._progress import Progress
-from qlab.model.fuse import fuse, refuse_training, replace_layer
+from qlab.model.fuse import fuse, refuse_training, refuse_without_numbers, replace_layer
 from qlab.model.inputs import StaticRange, static_range
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.methods import adaround, awq, gptq, hqq, rtn
@@ -93,14 +93,14 @@ def quantize_model(
     -------
     nn.Module
         A new model: layers of `qlab.model.layers` in place of those that the recipe takes. `quantization_map` shows what
-        was done; ``calibration_hash`` is the SHA-256 of the data that was seen, if any.
+        was done; ``calibration_hash`` is the SHA-256 of the calibration data, if any was given.
 
     Raises
     ------
     ValueError
         If the model, or a part of it, is in train mode, already quantized or prepared for training; the recipe takes no
-        layer; weights are shared with another layer, are not there yet or not finite; calibration is missing, empty, or
-        shows a layer NaN. The message names the layer and the remedy.
+        layer; weights are shared with another layer, are not there yet or not finite; calibration is missing, empty,
+        holds NaN, or shows a layer NaN. The message names the layer or batch, and the remedy.
 
     Notes
     -----
@@ -121,14 +121,14 @@ def quantize_model(
     recipe = get_recipe(recipe)
     check_model(model)
     refuse_training(model)
-    _refuse_without_numbers(model)
+    refuse_without_numbers(model)
+    batches = None if calibration is None else listed_batches(calibration, "calibration")
     if recipe.dtype is not None:
-        return _rounded(model, recipe, show)
+        return _rounded(model, recipe, batches, show)
     chosen, left = _choose(model, recipe)
     check_weights(model, chosen)
-    if recipe.needs_calibration and calibration is None:
+    if recipe.needs_calibration and batches is None:
         raise ValueError(f"the recipe ({recipe}) needs to see data; give calibration=, an iterable of batches")
-    batches = listed_batches(calibration, "calibration") if recipe.needs_calibration and calibration is not None else None
     result = fuse(model)
     inputs, ranges = _look(result, recipe, chosen, batches)
     changes = [_unless_folded(change, result) for change in left]
@@ -150,7 +150,7 @@ def quantize_model(
 
 
 def quantization_map(model: nn.Module) -> Table:
-    """Return the table of what `quantize_model` did: a line for each layer with parameters.
+    """Return the table of what `quantize_model` did: a line for each layer with parameters, and the calibration data's hash.
 
     Raises
     ------
@@ -161,7 +161,9 @@ def quantization_map(model: nn.Module) -> Table:
     if changes is None:
         raise ValueError("the model does not come from quantize_model; there is no map of it")
     columns = ("layer", "type", "weights", "activations", "how", "bytes_before", "bytes_after", "sqnr")
-    return Table(columns, [(*astuple(c)[:-1], "" if c.sqnr is None else round(c.sqnr, 2)) for c in changes])
+    rows = [(*astuple(c)[:-1], "" if c.sqnr is None else round(c.sqnr, 2)) for c in changes]
+    seen: str | None = getattr(model, "calibration_hash", None)
+    return Table(columns, rows, notes={"calibration_hash": seen[:16]} if seen else {})
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -182,14 +184,6 @@ def check_model(model: nn.Module) -> None:
                 f"layer {name!r} computes its weight at each call (pruning, weight_norm or spectral_norm of "
                 "torch.nn.utils); make it permanent first, with prune.remove, remove_weight_norm or remove_spectral_norm"
             )
-
-
-def _refuse_without_numbers(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter):
-            raise ValueError(f"parameter {name!r} of a lazy layer has no numbers yet; run a batch through the model first")
-        if parameter.is_meta:
-            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers; load the model's weights first")
 
 
 def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChange]]:
@@ -354,7 +348,7 @@ def _codes(
     return quantize(flat * scales, scheme), 1 / scales
 
 
-def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
+def _rounded(model: nn.Module, recipe: Recipe, batches: list[Any] | None, show: bool) -> nn.Module:
     """All floating-point parameters and buffers rounded to a format; in torch's own dtype where it has one."""
     assert recipe.dtype is not None
     result, fmt = copy.deepcopy(model), recipe.dtype
@@ -375,7 +369,7 @@ def _rounded(model: nn.Module, recipe: Recipe, show: bool) -> nn.Module:
         LayerChange(name, "parameter", fmt.name, "", "in that dtype" if own else "rounded", before[name], p.nbytes)
         for name, p in result.named_parameters()
     ]
-    result.calibration_hash = None  # type: ignore[assignment]
+    result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
     if show:
         print(quantization_map(result))
     return result

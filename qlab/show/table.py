@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -33,10 +33,16 @@ class Table:
         shown as its message in a notebook.
     caption : str, optional
         Key of the catalogue's ``table`` table.
+    notes : mapping of str to str, optional
+        Said below the table: what each is, a key as of `columns`, and its value.
     """
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
+    def __init__(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None, *,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.columns, self.rows, self.caption = tuple(columns), [tuple(row) for row in rows], caption
+        self.notes = dict(notes or {})
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"row {row!r} has {len(row)} cells; the table has {len(self.columns)} columns")
@@ -59,7 +65,12 @@ class Table:
         body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in self.rows)
         caption = f"<caption>{escape(label(f'table.{self.caption}'))}</caption>" if self.caption else ""
         head = f"<thead><tr>{heads}</tr></thead>"
-        return f'<div class="qlab-scroll"><table class="qlab-table">{caption}{head}<tbody>{body}</tbody></table></div>'
+        notes = "".join(
+            f'<tr><td colspan="{len(self.columns)}">{escape(label(f"column.{key}"))}: <bdi>{escape(value)}</bdi></td></tr>'
+            for key, value in self.notes.items()
+        )
+        body = f"<tbody>{body}</tbody>" + (f"<tfoot>{notes}</tfoot>" if notes else "")
+        return f'<div class="qlab-scroll"><table class="qlab-table">{caption}{head}{body}</table></div>'
 
     def __repr__(self) -> str:
         cells = [self.columns, *([v if isinstance(v, str) else number(v) for v in row] for row in self.rows)]
@@ -70,7 +81,7 @@ class Table:
             padded = (c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True))
             return "  ".join(padded).rstrip()
 
-        return "\n".join(map(line, cells))
+        return "\n".join([*map(line, cells), *(f"{key}: {value}" for key, value in self.notes.items())])
 
 
 def format_table(formats: Sequence[Format]) -> Table:

@@ -167,7 +167,7 @@ def test_sensitivity_refuses():
         qlab.sensitivity(model, "weight_only_int8", x)
     with pytest.raises(ValueError, match="train mode"):
         qlab.sensitivity(network(8, 8).train(), "weight_only_int8", [x])
-    with pytest.raises(ValueError, match="'0' hold 4 infinities or NaN"):
+    with pytest.raises(ValueError, match="batches: batch 0 holds 4 NaN"):
         qlab.sensitivity(model, "weight_only_int8", [torch.full((1, 8), math.nan)[:, :4].repeat(1, 2).masked_fill_(
             torch.arange(8) > 3, 0.0)])  # fmt: skip
 
@@ -275,7 +275,7 @@ def test_error_of_the_layers_own_outputs():
 
 @pytest.mark.parametrize("metric", ["output", "layer"])
 def test_batches_with_nan_are_refused(metric):
-    with pytest.raises(ValueError, match=r"hold .*infinities or NaN; clean the batches"):
+    with pytest.raises(ValueError, match=r"batch 0 holds 16 NaN; clean the batches"):
         qlab.allocate_bits(network(8, 8), ["int8-channel"], [torch.full((2, 8), math.nan)], 40, metric=metric)
 
 
@@ -329,7 +329,9 @@ def test_outliers_refuses():
     with pytest.raises(ValueError, match="no Linear, Conv1d or Conv2d"):
         qlab.outliers(nn.Sequential(nn.ReLU()), [drawn(2)])
     with pytest.raises(ValueError, match="layer '0' hold 2 infinities or NaN"):
-        qlab.outliers(network(2, 2), [torch.tensor([[math.inf, math.nan]])])
+        qlab.outliers(network(2, 2), [torch.tensor([[math.inf, -math.inf]])])
+    with pytest.raises(ValueError, match="batches: batch 1 holds 1 NaN"):
+        qlab.outliers(network(2, 2), [drawn(1, 2), torch.tensor([[math.inf, math.nan]])])
     with pytest.raises(ValueError, match="batches is empty"):
         qlab.outliers(network(2, 2), [])
 

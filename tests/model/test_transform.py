@@ -191,10 +191,45 @@ def test_small_layers_are_left_and_named():
     }  # fmt: skip
 
 
-def test_the_hash_of_what_was_seen():
-    x = torch.rand(4, 64)
-    assert qlab.quantize_model(mlp(), "static_int8", [x], show=False).calibration_hash == data_hash([x])
-    assert qlab.quantize_model(mlp(), "weight_only_int8", [x], show=False).calibration_hash is None
+@pytest.mark.parametrize("name", ["static_int8", "weight_only_int8", "bfloat16"])
+def test_the_hash_of_the_calibration_data(name, capsys):
+    batches = [torch.rand(4, 64), torch.rand(2, 64)]
+    quantized = qlab.quantize_model(mlp(), name, iter(batches))
+    assert quantized.calibration_hash == data_hash(batches)
+    last = f"calibration_hash: {data_hash(batches)[:16]}"
+    assert capsys.readouterr().out.splitlines()[-1] == last == str(qlab.quantization_map(quantized)).splitlines()[-1]
+    html = qlab.quantization_map(quantized)._repr_html_()
+    assert f'colspan="8">calibration data (SHA-256): <bdi>{data_hash(batches)[:16]}</bdi>' in html
+    if name != "static_int8":
+        without = qlab.quantize_model(mlp(), name, show=False)
+        assert without.calibration_hash is None
+        table = qlab.quantization_map(without)
+        assert "calibration" not in str(table) + table._repr_html_()
+
+
+@pytest.mark.parametrize("name", ["static_int8", "weight_only_int8", "float16"])
+def test_calibration_is_looked_at_by_every_recipe(name):
+    for empty in ([], iter(())):
+        with pytest.raises(ValueError, match="calibration is empty; give an iterable of batches"):
+            qlab.quantize_model(mlp(), name, empty)
+    with pytest.raises(ValueError, match=r"^calibration: batch 1 holds 1 NaN; clean the batches"):
+        qlab.quantize_model(mlp(), name, [X, NAN])
+    with pytest.raises(ValueError, match=r"^calibration: batch 0 holds 2 NaN"):
+        qlab.quantize_model(mlp(), name, [{"x": X, "more": [NAN.bfloat16(), (NAN.double(),)]}])
+
+
+def test_infinities_of_masks_are_allowed():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x, mask, index):
+            return self.linear(x)[index] + mask
+
+    batch = (torch.rand(2, 8), torch.tensor([-torch.inf, 0.0]).repeat(4), torch.arange(2))
+    quantized = qlab.quantize_model(Masked().eval(), recipe("static_int8"), [batch], show=False)
+    assert quantized.calibration_hash == data_hash([batch])
 
 
 def test_a_model_that_is_one_layer():
@@ -238,8 +273,9 @@ NAN[1, 2] = torch.nan
         (lambda: qlab.quantize_model(mlp(), "static_int8", []), ValueError, "calibration is empty"),
         (lambda: qlab.quantize_model(mlp(), "static_int8", iter(())), ValueError, "calibration is empty"),
         (lambda: qlab.quantize_model(mlp(), "static_int8", X), TypeError, r"single Tensor; .*\[batch\]"),
-        (lambda: qlab.quantize_model(mlp(), "static_int8", [X, NAN]), ValueError, "inputs of layer '0'.*1"),
-        (lambda: qlab.quantize_model(mlp(), qlab.Recipe(weights="int4-b32", method="gptq"), [NAN]), ValueError, "layer '0'.*NaN"),
+        (lambda: qlab.quantize_model(mlp(), "static_int8", [X * torch.inf]), ValueError, "inputs of layer '0'.*256"),
+        (lambda: qlab.quantize_model(mlp(), qlab.Recipe(weights="int4-b32", method="gptq"), [X, X * torch.inf]), ValueError,
+         "layer '0'.*NaN"),
         (lambda: qlab.quantize_model(mlp().train(), "weight_only_int8"), ValueError, r"train mode; call model.eval\(\)"),
         (lambda: qlab.quantize_model(mlp(), qlab.Recipe(weights="int8", layers="decoder.*")), ValueError, "no layer.*0: Linear"),
         (lambda: qlab.quantize_model(nn.ReLU().eval(), "weight_only_int8"), ValueError, "no parameters"),

@@ -1,33 +1,44 @@
 """SmoothQuant: hand the difficulty of large input channels over to the weights.
 
 Xiao, Lin, Seznec, Wu, Demouth and Han, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
-Models", 2022. A few channels of an input are a hundred times larger than the others, and a scale for the whole token wastes its
+Models", 2023. A few channels of an input are a hundred times larger than the others, and a scale for the whole token wastes its
 codes on them. Dividing channel j of the input by s_j and multiplying the weight's by it changes nothing before rounding:
 
     y = (x / s) (W s)^T            s_j = max|x_j|**alpha / max|W_j|**(1 - alpha)
 
 The division is done once, in what comes before: a norm's weight and bias, or a linear layer's rows. alpha = 1/2 makes both sides
-equally hard; `search_alpha` asks the quantized outputs.
+equally hard; `search_alpha` asks the quantized outputs. `smooth_model` finds the norms of a whole model that can be smoothed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from qlab.model.record import Inputs
+from qlab.model.fuse import refuse_training, refuse_without_numbers
+from qlab.model.outputs import outputs_of
+from qlab.model.record import Inputs, collect_inputs, listed_batches, run_batches, tensors_in
+from qlab.show.table import Table
 from qlab.tensor.quantize import fake_quantize
 from qlab.tensor.scheme import Scheme, get_scheme
 
-__all__ = ["ALPHAS", "search_alpha", "smooth", "smoothing_scales"]
+__all__ = ["ALPHAS", "search_alpha", "smooth", "smooth_model", "smoothing_scales"]
 
 ALPHAS = tuple(step / 20 for step in range(21))
 """What `search_alpha` tries: 0 to 1."""
 
 NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+TOLERANCE = 1e-5
+"""By how much of their size `smooth_model` may change a model's outputs."""
 
 
 def smoothing_scales(inputs_absmax: Tensor, weights: Iterable[Tensor], alpha: float = 0.5) -> Tensor:
@@ -198,3 +209,164 @@ def search_alpha(
             error += float((x @ rounded.T - sample @ matrix.T).double().square().sum())
         errors.append(error)
     return float(alphas[errors.index(min(errors))])
+
+
+def smooth_model(model: nn.Module, batches: Iterable[Any], *, alpha: float | Literal["search"] = 0.5) -> nn.Module:
+    """Return a model in which every norm that can be is smoothed, with the linear layers that read its output.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; not changed.
+    batches : iterable
+        What shows how large the inputs are, and which layers read a norm's output: a tensor, a tuple (positional arguments) or
+        a dict (keyword arguments) each.
+    alpha : float or "search"
+        How much of the difficulty the weights take, 0 to 1; or what `search_alpha` finds for each norm.
+
+    Returns
+    -------
+    nn.Module
+        A new model that computes what the given one does. Its ``smoothing_map`` is a table with a line for each norm: the alpha
+        and the layers that took its scales, or why it was left.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is not allowed, there are no batches, they hold NaN or show a layer infinities, the model is in train mode,
+        or no linear layer reads the output of a norm.
+    TypeError
+        If the model is none, its outputs hold no tensor, or a batch is none of the three.
+
+    Notes
+    -----
+    Layers that read a norm are those whose input is the very tensor that a LayerNorm or RMSNorm returned. If that tensor has
+    another use as well, such as a residual, or a weight has, smoothing would change the function: a norm stays smoothed only
+    if no output on any batch changes by more than 1e-5 of the largest one. In float16 or bfloat16, which round more coarsely
+    than that, hardly any does: smooth in float32. Tolerance: those 1e-5. Each norm that has to be left costs a few more runs.
+    Source: Xiao et al., "SmoothQuant", 2023, section 4. Book: part IV.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from qlab.model.methods.smoothquant import smooth_model
+    >>> model, x = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.ReLU(), nn.LayerNorm(3)).eval(), torch.randn(5, 4)
+    >>> smoothed = smooth_model(model, [x], alpha=0.5)
+    >>> torch.allclose(smoothed(x), model(x), atol=1e-5)
+    True
+    >>> smoothed.smoothing_map
+    layer  alpha  how
+    0      0.5    smoothed, with 1
+    3             left: no Linear reads its output itself
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
+    given: object = alpha
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if not (0 <= float(alpha) <= 1 if number else isinstance(given, str) and given == "search"):
+        raise ValueError(f"alpha={alpha!r} is not allowed; give a number from 0 to 1, or 'search' for the best of each norm")
+    refuse_training(model)
+    refuse_without_numbers(model)
+    listed = listed_batches(batches)
+    result: Any = deepcopy(model)
+    readers = _readers(result, listed)
+    if not any(readers.values()):
+        raise ValueError(
+            "no Linear of the model reads the output of a LayerNorm or RMSNorm itself, and only such pairs can be smoothed; "
+            "smooth other pairs by hand, with qlab.model.methods.smoothquant.smooth"
+        )
+    inputs = collect_inputs(result, listed, [names[0] for names in readers.values() if names])
+    lines: dict[str, tuple[float | str, str]] = dict.fromkeys(readers, ("", "left: no Linear reads its output itself"))
+    pairs = []
+    for name, names in readers.items():
+        if not names:
+            continue
+        norm, linears = result.get_submodule(name), [result.get_submodule(each) for each in names]
+        seen = inputs[names[0]]
+        chosen = search_alpha(linears, seen) if alpha == "search" else float(alpha)
+        try:
+            new_norm, new_linears = smooth(norm, linears, seen.absmax, chosen)
+        except ValueError as error:
+            lines[name] = ("", f"left: {error}")
+            continue
+        lines[name] = (chosen, f"smoothed, with {', '.join(names)}")
+        pairs.append(_Pair(name, _parameters([norm, *linears]), _parameters([new_norm, *new_linears])))
+    with torch.no_grad():
+        changes = _fold(pairs, result, listed, outputs_of(result, listed)) if pairs else {}
+    for name, change in changes.items():
+        why = f"the outputs would change by {change:.1e} of their size; its output, or a weight, has another use"
+        lines[name] = ("", f"left: {why}")
+    result.smoothing_map = Table(("layer", "alpha", "how"), [(name, *line) for name, line in lines.items()])
+    return result  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A norm and the linear layers that read it: their parameters, and what these would be."""
+
+    norm: str
+    parameters: list[Tensor]
+    smoothed: list[Tensor]
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def _readers(model: nn.Module, batches: list[Any]) -> dict[str, list[str]]:
+    """The norms of a model, and the linear layers whose input is the very tensor that the norm returned."""
+    modules = dict(model.named_modules())
+    readers: dict[str, list[str]] = {name: [] for name, module in modules.items() if isinstance(module, NORMS)}
+    made: dict[int, tuple[str, Tensor]] = {}  # by identity; a tensor is held so that no other takes its place
+
+    def note(linear: str, x: Tensor) -> None:
+        if id(x) in made and linear not in readers[made[id(x)][0]]:
+            readers[made[id(x)][0]].append(linear)
+
+    watching = [(module, partial(note, name)) for name, module in modules.items() if isinstance(module, nn.Linear)]
+    hooks = [
+        modules[name].register_forward_hook(lambda module, given, y, name=name: made.update({id(y): (name, y)}))
+        for name in readers
+    ]
+    try:
+        for batch in batches:
+            run_batches(model, [batch], watching)
+            made.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return readers
+
+
+def _fold(pairs: list[_Pair], model: nn.Module, batches: list[Any], reference: list[Any]) -> dict[str, float]:
+    """Smooth pairs in the model but for those that change its outputs, which halving finds; by how much these would."""
+    kept = [(parameter, parameter.clone()) for pair in pairs for parameter in pair.parameters]
+    for pair in pairs:
+        for parameter, smoothed in zip(pair.parameters, pair.smoothed, strict=True):
+            parameter.copy_(smoothed)
+    change = _change(reference, outputs_of(model, batches))
+    if change <= TOLERANCE:
+        return {}
+    for parameter, value in kept:
+        parameter.copy_(value)
+    if len(pairs) == 1:
+        return {pairs[0].norm: change}
+    half = len(pairs) // 2
+    return _fold(pairs[:half], model, batches, reference) | _fold(pairs[half:], model, batches, reference)
+
+
+def _change(reference: list[Any], outputs: list[Any]) -> float:
+    """The largest change of an output tensor, relative to its largest finite entry; equal infinities and NaN are no change."""
+    before, after = list(tensors_in(reference)), list(tensors_in(outputs))
+    if not before:
+        raise TypeError("the model's outputs hold no tensor; wrap the model so that it returns one")
+    if [x.shape for x in before] != [y.shape for y in after]:
+        return math.inf
+    changes = [0.0]
+    for x, y in zip((x.double() for x in before), (y.double() for y in after), strict=True):
+        differ = (x != y) & ~(x.isnan() & y.isnan())
+        if bool(differ.any()):
+            change = float((x - y)[differ].abs().max() / torch.where(torch.isfinite(x), x, 0).abs().max())
+            changes.append(math.inf if math.isnan(change) else change)
+    return max(changes)
