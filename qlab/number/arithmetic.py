@@ -5,16 +5,18 @@ round every partial sum, which is where low precision is lost or saved. The oper
 nearest even, with the same overflow rule), so that only values of the format take part. A CPU tensor of torch lends its
 memory and gets a tensor back (a CUDA tensor goes through the CPU); no gradient flows.
 
-Formats are floats of up to 24 significant bits: every `FloatFormat` of `qlab.FORMATS` but float64. What becomes of
-infinities, of NaN and of overflow is up to the format: the exact result, ``1 / 0 = inf`` say, is cast to it. A NaN,
-given or made, in a format without NaN is a ValueError. (How an exact result is had in float64:
-`qlab.number.error_free`.)
+Formats are those of up to 24 significant bits whose values lie between ``2**-400`` and ``2**400``: of `qlab.FORMATS`
+all but float64. So are integers of up to 24 bits, posits, takums, and tables if the boundaries between their values have
+no more than 52 bits. A float of 16 bits or fewer whose exponent goes further (ten bits of it, say) is refused: its
+products leave float64. What becomes of infinities, of NaN and of overflow is up to the format: the exact result, ``1 / 0
+= inf`` say, is cast to it, and becomes infinity, NaN, NaR, or, for integers and others that have none of these, the
+largest value. A NaN, given or made, in a format without NaN is a ValueError. (How an exact result is had in float64:
+`qlab.number.error_free`; for takums, which are irrational: `qlab.number.logarithmic`.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,11 @@ import numpy as np
 from qlab._check import one_of
 from qlab._pieces import Array, Scratch, walk
 from qlab.number.codec import OVERFLOWS, Rules, cast, checked_noise
-from qlab.number.error_free import exact_quotient, exact_root, exact_sum, lowest_bit, plain_sum_will_do
-from qlab.number.formats import FloatFormat, Format
+from qlab.number.formats import Format, get_format
+from qlab.number.logarithmic import is_takum
 from qlab.number.noise import philox, seed_of
-from qlab.number.operands import float_format, operands_of, refuse_nan, wide_format
+from qlab.number.operands import checked_format, has_nan, has_zero, operands_of, refuse_nan, wide_format
+from qlab.number.operations import exact
 from qlab.number.reductions import LAST, Plan, matrix_product, parse_order, reduce_columns
 from qlab.number.rounding import ROUNDINGS
 
@@ -45,7 +48,7 @@ def add(
         float16, bfloat16, float32, float64 or integers, or torch tensors. What is not a value of the format is rounded
         to it first.
     fmt : str or Format
-        The format of operands and result: a FloatFormat of at most 24 significant bits.
+        The format of operands and result, of at most 24 significant bits (or a takum).
     rounding : str
         As in `qlab.cast`: ``nearest_even``, ``nearest_away``, ``toward_zero``, ``up``, ``down``, ``to_odd``,
         ``stochastic``.
@@ -68,7 +71,7 @@ def add(
     ValueError
         NaN, given or made, where the format has none; unknown names; wrong noise; a format that is too wide.
     TypeError
-        If the format is not a FloatFormat, or the operands are not real numbers.
+        If the operands are not real numbers.
 
     Notes
     -----
@@ -82,8 +85,10 @@ def add(
     [256.0, 65536.0]
     >>> qlab.arithmetic.add([256.0, 65504.0], [1.0, 16.0], "float16").tolist()
     [257.0, inf]
+    >>> qlab.arithmetic.add([100.0, -3.0], [100.0, 1.0], "int8").tolist()
+    [127.0, -2.0]
     """
-    return _elementwise("add", _sum, {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
+    return _elementwise("add", {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
 def sub(
@@ -104,7 +109,7 @@ def sub(
     >>> qlab.arithmetic.sub(1.0, 2.0**-9, "float8_e4m3fn", rounding="toward_zero")
     np.float64(0.9375)
     """
-    return _elementwise("sub", _difference, {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
+    return _elementwise("sub", {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
 def mul(
@@ -125,7 +130,7 @@ def mul(
     >>> qlab.arithmetic.mul([1.5, 300.0, 0.0625], [1.125, 2.0, 0.0125], "float8_e4m3fn").tolist()
     [1.75, nan, 0.0]
     """
-    return _elementwise("mul", _product, {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
+    return _elementwise("mul", {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
 def div(
@@ -135,7 +140,7 @@ def div(
     """Return x / y in a format, rounded once.
 
     Parameters, result, errors and contract are those of `add`. A division by zero is an infinity, which is then cast:
-    to NaN or to the largest value where the format has no infinity.
+    to NaN, to NaR or to the largest value where the format has no infinity.
 
     Notes
     -----
@@ -151,7 +156,7 @@ def div(
     ValueError: div: 1 result is NaN (the first at index ()), and float4_e2m1fn has none; 0 / 0, inf / inf, inf - inf,
     0 * inf and roots of negative numbers are NaN: keep them out, or use a format that has NaN
     """
-    return _elementwise("div", _quotient, {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
+    return _elementwise("div", {"x": x, "y": y}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
 def fma(
@@ -177,9 +182,7 @@ def fma(
     np.True_
     """
 
-    return _elementwise(
-        "fma", _product_and_sum, {"x": x, "y": y, "z": z}, fmt, Rules(rounding, overflow, "zero", noise, rng)
-    )
+    return _elementwise("fma", {"x": x, "y": y, "z": z}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
 def sqrt(
@@ -200,17 +203,18 @@ def sqrt(
     >>> qlab.arithmetic.sqrt([2.0, 16.0, -1.0], "float8_e4m3fn").tolist()
     [1.375, 4.0, nan]
     """
-    return _elementwise("sqrt", _root, {"x": x}, fmt, Rules(rounding, overflow, "zero", noise, rng))
+    return _elementwise("sqrt", {"x": x}, fmt, Rules(rounding, overflow, "zero", noise, rng))
 
 
-def _elementwise(operation: str, exact: Exact, operands: dict[str, Any], fmt: str | Format, how: Rules) -> Any:
+def _elementwise(operation: str, operands: dict[str, Any], fmt: str | Format, how: Rules) -> Any:
     """Do an operation exactly, or rounded to odd, in float64, piece by piece, and round the result to the format."""
-    to = float_format(operation, fmt)
+    to = checked_format(operation, fmt)
     one_of("rounding", how.rounding, ROUNDINGS)
     one_of("overflow", how.overflow, OVERFLOWS)
     arrays, finish = operands_of(operation, operands, to, how.overflow)
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     noise, seed = checked_noise(how, shape)
+    do = exact(operation, to, how.rounding)
     flat_noise = None if noise is None else noise.reshape(-1)
     sources = [np.broadcast_to(array, shape).reshape(-1) for array in arrays]
     result = np.empty(shape)
@@ -218,47 +222,17 @@ def _elementwise(operation: str, exact: Exact, operands: dict[str, Any], fmt: st
 
     def work(piece: slice, scratch: Scratch) -> None:
         with np.errstate(all="ignore"):  # of this thread
-            values = exact(to, how.rounding, *(source[piece].astype(np.float64) for source in sources))
+            values = do(*(source[piece].astype(np.float64) for source in sources))
         bits = None if flat_noise is None else flat_noise[piece]
         if seed is not None:
             bits = philox(seed, piece.start, piece.stop)
         cast(values, to, rounding=how.rounding, overflow=how.overflow, nan=how.nan, noise=bits, out=target[piece])
-        if to.nan_code is None:
+        if not has_nan(to):
             np.copyto(target[piece], values, where=np.isnan(values))
 
     walk(result.size, work)
     refuse_nan(operation, result, to)
     return finish(result)
-
-
-Exact = Callable[..., Array]
-"""exact(fmt, rounding, *operands): an operation on float64 arrays of shape (n,)."""
-
-
-def _sum(to: FloatFormat, rounding: str, x: Array, y: Array) -> Array:
-    plain = plain_sum_will_do(to, to.mantissa_bits + 1, lowest_bit(to), rounding)
-    return exact_sum(x, y, rounding, plain=plain)
-
-
-def _difference(to: FloatFormat, rounding: str, x: Array, y: Array) -> Array:
-    return _sum(to, rounding, x, -y)
-
-
-def _product(to: FloatFormat, rounding: str, x: Array, y: Array) -> Array:
-    return np.asarray(x * y)
-
-
-def _product_and_sum(to: FloatFormat, rounding: str, x: Array, y: Array, z: Array) -> Array:
-    plain = plain_sum_will_do(to, 2 * (to.mantissa_bits + 1), 2 * lowest_bit(to), rounding)
-    return exact_sum(z, x * y, rounding, plain=plain)
-
-
-def _quotient(to: FloatFormat, rounding: str, x: Array, y: Array) -> Array:
-    return exact_quotient(x, y)
-
-
-def _root(to: FloatFormat, rounding: str, x: Array) -> Array:
-    return exact_root(x)
 
 
 # --- along an axis ---------------------------------------------------------------------------------------------------
@@ -276,8 +250,8 @@ def sum(
     fmt : str or Format
         The format of the terms and of the result.
     accumulator : str or Format, optional
-        The format of partial sums; `fmt` unless given. A float64 accumulator rounds to nearest even only. The result is
-        cast to `fmt` at the end.
+        The format of partial sums; `fmt` unless given: any that `fmt` may be, integers of up to 32 bits, or float64,
+        which rounds to nearest even only. (Takums add up as themselves alone.) The result is cast to `fmt` at the end.
     axis : int
         What to add up along.
     order : str or tuple
@@ -450,19 +424,25 @@ def matmul(
 def _plan(
     operation: str, fmt: str | Format, accumulator: str | Format | None, order: object, rounding: str, overflow: str,
     rng: Any, *, product: str | Format | None = None, fma: bool = False, factors: int = 1,
-) -> tuple[Plan, FloatFormat]:  # fmt: skip
+) -> tuple[Plan, Format]:  # fmt: skip
     """Check the options of a reduction; return its plan and the format of operands and result."""
     one_of("rounding", rounding, ROUNDINGS)
     one_of("overflow", overflow, OVERFLOWS)
-    own = float_format(operation, fmt)
+    own = checked_format(operation, fmt)
     to = own if accumulator is None else wide_format(operation, accumulator)
+    formats = [get_format(one) for one in (fmt, accumulator, product) if one is not None]
+    if any(map(is_takum, formats)) and (fma or len(set(formats)) > 1):
+        raise ValueError(
+            f"{operation}: takums are irrational, so that neither their exact products nor takums in other formats are "
+            "had; leave out fma, product and accumulator: each product and each sum is then rounded to the takum"
+        )
     if to.bits == 64 and rounding != "nearest_even":
         raise ValueError(
             f"{operation}: a float64 accumulator rounds to nearest_even, not {rounding!r}; "
             "use accumulator='float32', or rounding='nearest_even'"
         )
     for one in (own, to):
-        if not one.has_zero:
+        if not has_zero(one):
             raise ValueError(
                 f"{operation}: {one.name} has no zero to start a sum from; give a format and an accumulator that have"
             )
@@ -494,7 +474,7 @@ def _seed(rounding: str, rng: Any) -> int | None:
     return None
 
 
-def _last_rounding(plan: Plan, sums: Array, fmt: FloatFormat) -> Array:
+def _last_rounding(plan: Plan, sums: Array, fmt: Format) -> Array:
     """Cast sums from the accumulator's format to that of the result."""
     if plan.accumulator == fmt:
         return sums

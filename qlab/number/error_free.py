@@ -9,18 +9,23 @@ odd", 2008).
 
 Operands here have at most 24 significant bits and lie within ``2**-REACH`` and ``2**REACH``. So a product is exact in
 float64, nothing over- or underflows on the way, and the lemmas of the papers hold without their exceptions.
+
+Nor need the format be a float. An inexact result that is rounded to odd lies on the same side of every float64 whose
+last bit is 0 as the exact result does; so any format will do whose values, and the boundaries between them, are such
+float64: integers, posits, tables of float32 near one another.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
 from qlab._pieces import Array
-from qlab.number.formats import FloatFormat
+from qlab.number.formats import FloatFormat, Format, IntFormat
 
-__all__ = ["PRECISION", "REACH", "exact_quotient", "exact_root", "exact_sum", "lowest_bit", "plain_sum_will_do"]
+__all__ = ["PRECISION", "REACH", "exact_quotient", "exact_root", "exact_sum", "extent", "lowest_bit", "plain_sum_will_do"]
 
 PRECISION = 24
 """Significant bits of an operand, at most: two such make a product of 48, which float64 holds."""
@@ -94,6 +99,21 @@ def _to_odd(nearest: Array, lost: Array) -> Array:
 def lowest_bit(fmt: FloatFormat) -> int:
     """Return the exponent of the power of two of which every value of the format is a multiple."""
     return fmt.emin - fmt.mantissa_bits
+
+
+@lru_cache(maxsize=512)
+def extent(fmt: Format) -> tuple[int, int, float]:
+    """Return the significant bits of a format's values, at most; their `lowest_bit`; and the largest magnitude."""
+    if isinstance(fmt, FloatFormat):
+        return fmt.mantissa_bits + 1, lowest_bit(fmt), fmt.max
+    largest = max(-fmt.min, fmt.max)
+    if isinstance(fmt, IntFormat):
+        return fmt.mantissa_bits, 0, largest
+    values = fmt.ordered[0]
+    fractions, exponents = np.frexp(values[values != 0])
+    significands = np.ldexp(np.abs(fractions), 53).astype(np.int64)
+    zeros = np.frexp((significands & -significands).astype(np.float64))[1] - 1  # at the end of each
+    return int(53 - zeros.min()), int((exponents - 53 + zeros).min()), largest
 
 
 def plain_sum_will_do(fmt: FloatFormat, bits: int, lowest: int, rounding: str, width: int = 53) -> bool:

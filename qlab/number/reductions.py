@@ -24,10 +24,12 @@ from qlab._pieces import Array, Scratch, walk
 from qlab.number.bits import FLOAT32, FLOAT64, Layout
 from qlab.number.codec import holds
 from qlab.number.decoding import decoder_of
-from qlab.number.error_free import exact_sum, lowest_bit, plain_sum_will_do
-from qlab.number.formats import FloatFormat, get_format
-from qlab.number.lanes import FloatLane
+from qlab.number.error_free import exact_sum, extent, lowest_bit, plain_sum_will_do
+from qlab.number.formats import FloatFormat, Format, TableFormat, get_format
+from qlab.number.logarithmic import is_takum, settle
 from qlab.number.noise import philox
+from qlab.number.operands import has_nan
+from qlab.number.rounder import lane_of
 
 __all__ = ["LAST", "Plan", "matrix_product", "parse_order", "reduce_columns"]
 
@@ -65,8 +67,8 @@ def parse_order(order: object) -> tuple[str, int]:
 class _Rounder:
     """Rounding of floats that lie in the cache to a format, as `qlab.cast` does it."""
 
-    def __init__(self, fmt: FloatFormat, layout: Layout, rounding: str, overflow: str) -> None:
-        self.lane = FloatLane(fmt, layout, rounding, overflow)
+    def __init__(self, fmt: Format, layout: Layout, rounding: str, overflow: str) -> None:
+        self.lane = lane_of(fmt, layout, rounding, overflow)
         self.decode = decoder_of(fmt, np.dtype(layout.int_type), np.dtype(layout.float_type))
 
     def __call__(self, values: Array, out: Array, scratch: Scratch, noise: Array | None) -> None:
@@ -81,9 +83,9 @@ class Plan:
     ----------
     operation : str
         Its name, for messages.
-    fmt, accumulator : FloatFormat
+    fmt, accumulator : Format
         Formats of the operands and of each partial sum.
-    product : FloatFormat or None
+    product : Format or None
         Format that products are rounded to; None if there are none, or if they stay exact.
     factors : {1, 2}
         Whether a term is a value or a product of two.
@@ -95,8 +97,13 @@ class Plan:
         Of the noise for stochastic rounding.
     """
 
+    # unless the accumulator is a float: no step but the law
+    plain = native = splits = pushes = fast = False
+    term_type: type[np.floating[Any]] = np.float64
+    steps = _STEPS
+
     def __init__(
-        self, operation: str, fmt: FloatFormat, accumulator: FloatFormat, product: FloatFormat | None, *, factors: int,
+        self, operation: str, fmt: Format, accumulator: Format, product: Format | None, *, factors: int,
         order: tuple[str, int], rounding: str, overflow: str, seed: int | None,
     ) -> None:  # fmt: skip
         self.operation, self.accumulator, self.seed = operation, accumulator, seed
@@ -104,20 +111,23 @@ class Plan:
         self.rounding, self.overflow = rounding, overflow
 
         # a term: its significant bits, the power of two that it is a multiple of, its largest value
-        bits, lowest, largest = factors * (fmt.mantissa_bits + 1), factors * lowest_bit(fmt), fmt.max**factors
+        bits, lowest, largest = extent(fmt)
+        bits, lowest, largest = factors * bits, factors * lowest, largest**factors
         narrow = bits <= 24 and lowest >= -149 and largest < 2.0**128  # float32 holds the exact term
         if product is not None and (product.bits == 64 or (narrow and product == get_format("float32"))):
             product = None  # nothing is lost
         if product is not None:
-            bits, lowest, largest = product.mantissa_bits + 1, lowest_bit(product), product.max
+            bits, lowest, largest = extent(product)
             narrow = narrow and holds(np.dtype(np.float32), product)
         self.product, self.factor_type = product, np.float32 if narrow else np.float64
         layout = FLOAT32 if narrow else FLOAT64
         self.round_products = None if product is None else _Rounder(product, layout, rounding, overflow)
-        self._choose_step(bits, lowest, largest)
+        self.settled = product if isinstance(product, TableFormat) and is_takum(product) else None
+        if isinstance(accumulator, FloatFormat):
+            self._choose_step(accumulator, bits, lowest, largest)
 
-    def _choose_step(self, bits: int, lowest: int, largest: float) -> None:
-        to, nearest = self.accumulator, self.rounding == "nearest_even"
+    def _choose_step(self, to: FloatFormat, bits: int, lowest: int, largest: float) -> None:
+        nearest = self.rounding == "nearest_even"
         p, low = to.mantissa_bits + 1, lowest_bit(to)
         alike = bits <= p and lowest >= low  # a term has no more bits than the accumulator, at either end
         narrow = alike and low >= -149 and max(to.max, largest) < 2.0**128  # float32 holds terms and sums
@@ -128,7 +138,8 @@ class Plan:
         self.splits = regular and alike and not self.native
         self.pushes = regular and not alike and self.plain and to.has_negative_zero and not self.native
         in_float32 = single or (self.splits and narrow and 2 * p < 24)
-        self.term_type: type[np.floating[Any]] = np.float32 if in_float32 else np.float64
+        self.term_type = np.float32 if in_float32 else np.float64
+        self.mantissa_bits, self.lowest, self.lowest_normal = to.mantissa_bits, low, to.emin
         self.drop = (24 if in_float32 else 53) - p
         self.limit = min(to.max, 2.0 ** ((127 if in_float32 else 1023) - self.drop))
         self.fast = self.native or self.splits or self.pushes
@@ -140,13 +151,13 @@ class Plan:
 
     def stays_below(self, bound: Array, additions: int) -> bool:
         """Whether no sum overflows if magnitudes add up to `bound` and each addition rounds (no, if there is NaN)."""
-        growth = (1 + 2.0 ** -(self.accumulator.mantissa_bits + 1)) ** additions
-        below = additions * 2.0 ** lowest_bit(self.accumulator)  # what rounding may add to subnormal sums
+        growth = (1 + 2.0 ** -(self.mantissa_bits + 1)) ** additions
+        below = additions * 2.0**self.lowest  # what rounding may add to subnormal sums
         return bool((bound.max() + below) * (1.01 * growth) <= self.limit)
 
-    def refuse_nan(self, values: Array, fmt: FloatFormat, why: str) -> None:
+    def refuse_nan(self, values: Array, fmt: Format, why: str) -> None:
         """Raise a ValueError if there is NaN for a format that has none."""
-        if fmt.nan_code is None and np.isnan(values).any():
+        if not has_nan(fmt) and np.isnan(values).any():
             raise ValueError(
                 f"{self.operation}: {why} is NaN, and {fmt.name} has none; "
                 "use a format that has NaN, or overflow='saturate', which keeps infinities out"
@@ -180,7 +191,7 @@ class Plan:
     def _push(self, n: int) -> Step:
         """Return the step that adds ``1.5 * 2**k`` to the sum and subtracts it again, as `qlab.number.fast` does."""
         mask = np.full(n, FLOAT64.exponent_mask)
-        lowest = np.full(n, (self.accumulator.emin + FLOAT64.bias) << FLOAT64.mantissa_bits)
+        lowest = np.full(n, (self.lowest_normal + FLOAT64.bias) << FLOAT64.mantissa_bits)
         push = np.full(n, ((self.drop << 1) + 1) << (FLOAT64.mantissa_bits - 1))
         total, pusher = np.empty(n), np.empty(n)
         bits, field = total.view(np.int64), pusher.view(np.int64)
@@ -257,6 +268,8 @@ class Tile:
         products = np.ascontiguousarray(np.multiply(*factors, dtype=plan.factor_type)).reshape(-1)
         if plan.product is not None and plan.round_products is not None:
             plan.refuse_nan(products, plan.product, "0 * inf")
+            if plan.settled is not None:
+                products = settle(products, plan.settled, plan.rounding)
             exact, products = products, np.empty_like(products)
             plan.round_products(exact, products, self.scratch, self.product_noise.take(last - first))
         return np.asarray(products, plan.term_type).reshape(last - first, -1)
@@ -291,7 +304,7 @@ class Tile:
             return self.plan.stays_below(bound, len(rows))
         # Kahan: with u half a unit in the last place, |total| + |lost| grows by at most (1 + u) * (1 + 4u) per step,
         # and the difference that is taken in between is at most twice as large (for u up to 1/8)
-        return self.plan.accumulator.mantissa_bits >= 2 and self.plan.stays_below(2 * bound, 6 * len(rows))
+        return self.plan.mantissa_bits >= 2 and self.plan.stays_below(2 * bound, 6 * len(rows))
 
     def _blocked(self, count: int) -> Array:
         total = np.zeros((1, self.columns), self.plan.term_type)

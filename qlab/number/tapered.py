@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,6 +62,7 @@ def posit(bits: int) -> TableFormat:
     return _tapered("posit", bits, _positive_posits)
 
 
+@lru_cache
 def takum(bits: int) -> TableFormat:
     r"""Return the logarithmic takum format of a width.
 
