@@ -258,8 +258,9 @@ class ExponentLane:
             np.add(x.view(np.int32), addend, out=rounded.view(np.int32))
         np.bitwise_and(rounded, 0xFF800000, out=rounded)
         signed = rounded.view(np.int32)
-        lowest = signed.min()
-        if rounded.min() <= 0x800000 or signed.max() >= 0x7F800000 or lowest == -(1 << 31) or (lowest < 0 and self.saturate):
+        lowest, highest = np.minimum.reduce(signed), np.maximum.reduce(signed)
+        tiny = lowest == -(1 << 31) or np.minimum.reduce(rounded) <= 0x800000
+        if tiny or highest >= 0x7F800000 or (lowest < 0 and self.saturate):
             return False  # 2**-126 and below, where floats are subnormal; minus zero; what overflows
         np.clip(rounded, self.zero, self.nan, out=out.view(np.uint32))  # what has a sign becomes NaN
         return True
@@ -267,7 +268,7 @@ class ExponentLane:
     def _to_nearest_even(self, bits: Array, rounded: Array, scratch: Scratch) -> None:
         np.add(bits, 0x3FFFFF, out=rounded)  # just under half a step
         rest = np.bitwise_or(rounded, 0xFF800000, out=scratch("rest bits", np.uint32, bits.size))
-        if rest.max() == 0xFFFFFFFF:  # half a step exactly: half a step more where the exponent is odd
+        if np.maximum.reduce(rest) == 0xFFFFFFFF:  # half a step exactly: half a step more where the exponent is odd
             np.right_shift(bits, 23, out=rest)
             np.bitwise_and(rest, 1, out=rest)
             np.add(rounded, rest, out=rounded)
