@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
@@ -170,3 +171,45 @@ class TableOracle:
             rounds_to_zero = (result == 0) if self.magnitudes[0] == 0 else (x == 0)
             result = np.where(negative & ~rounds_to_zero, refused, result)
         return np.where(np.isnan(x), np.nan, result)
+
+
+# --- posits and takums, as their standards write them down ----------------------------------------------------------
+def posit_value(code: int, bits: int) -> Fraction | None:
+    """Posit Standard (2022), section 3.3, read from the left."""
+    if code in (0, 1 << (bits - 1)):
+        return None if code else Fraction(0)
+    if code >> (bits - 1):
+        return -posit_value((1 << bits) - code, bits)
+    string = f"{code:0{bits}b}"[1:]
+    run = len(string) - len(string.lstrip(string[0]))
+    regime = run - 1 if string[0] == "1" else -run
+    rest = string[run + 1 :]
+    exponent, fraction = int((rest[:2] + "00")[:2], 2), rest[2:]
+    significand = 1 + (Fraction(int(fraction, 2), 2 ** len(fraction)) if fraction else 0)
+    return significand * Fraction(2) ** (4 * regime + exponent)
+
+
+def takum_logarithm(code: int, bits: int) -> Fraction:
+    """Takum paper, definition of the encoding: l of the value (-1)**S * sqrt(e)**l, from the string SDRRRC...M..."""
+    string = f"{code:0{bits}b}".ljust(12, "0")
+    negative, ahead, count = string[0] == "1", string[1] == "1", int(string[2:5], 2)
+    length = count if ahead else 7 - count
+    characteristic = int("0" + string[5 : 5 + length], 2)
+    characteristic += 2**length - 1 if ahead else 1 - 2 ** (length + 1)
+    mantissa = string[5 + length :]
+    logarithm = characteristic + (Fraction(int(mantissa, 2), 2 ** len(mantissa)) if mantissa else 0)
+    return -logarithm if negative else logarithm
+
+
+def takum_value(code: int, bits: int) -> Fraction | None:
+    """The value to 70 decimal digits, which is as good as exact here."""
+    if code in (0, 1 << (bits - 1)):
+        return None if code else Fraction(0)
+    logarithm = takum_logarithm(code, bits)
+    with localcontext() as context:
+        context.prec = 70
+        magnitude = (Decimal(logarithm.numerator) / Decimal(2 * logarithm.denominator)).exp()
+    return -Fraction(magnitude) if code >> (bits - 1) else Fraction(magnitude)
+
+
+TAPERED_VALUE = {"posit": posit_value, "takum": takum_value}

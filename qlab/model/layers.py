@@ -39,9 +39,11 @@ def _follow_codes(layer: _Quantized, _: Any = None) -> None:
     """Make the sums of codes anew, and drop the kernel, if the weights are no more those that they were made of."""
     if layer.fake:
         return
+    nested = isinstance(layer.weight.scale, Packed)
+    buffers = layer.weight.buffers() if nested else layer.weight._buffers.values()  # the same, ten times as fast
     now = [
         (held, -1 if held.is_inference() else held._version)  # which counts what is written into a tensor
-        for held in layer.weight._buffers.values() if held is not None
+        for held in buffers if held is not None
     ]  # fmt: skip
     if len(now) != len(layer.followed) or any(a is not c or b != d for (a, b), (c, d) in zip(now, layer.followed, strict=True)):
         layer.kernel = None
@@ -294,7 +296,7 @@ class QuantizedConv(_Quantized):
         each = weight.chunk(self.groups)
         products = [integer_matmul(r.contiguous(), w) for r, w in zip(rows, each, strict=True)]
         outputs = self._rescaled(products[0] if len(products) == 1 else torch.cat(products, dim=1), scale, zero)
-        return outputs.reshape(*size, self.weight_shape[0]).movedim(-1, 1).to(x.dtype)
+        return outputs.reshape(*size, self.weight_shape[0]).movedim(-1, 1).contiguous().to(x.dtype)
 
     def _fits(self, shape: torch.Size) -> bool:
         return (
@@ -322,7 +324,8 @@ class QuantizedConv(_Quantized):
         for images in torch.split(x, some):
             product = self._multiplied(kernel, *self._codes(images, scale, zero))  # channels last in memory
             if not done:
-                layout = torch.contiguous_format if x.is_contiguous() or x.ndim == 3 else torch.channels_last
+                last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+                layout = torch.channels_last if last else torch.contiguous_format
                 outputs = torch.empty((len(x), *product.shape[1:]), memory_format=layout)
             outputs[done : done + len(images)] = product
             done += len(images)

@@ -15,7 +15,7 @@ from torch.nn import functional
 import qlab
 from qlab.model import kernels
 from qlab.model.kernels import ConvKernel, LinearKernel
-from qlab.model.layers import QuantizedConv, QuantizedLinear
+from qlab.model.layers import QuantizedConv, QuantizedLinear, _follow_codes
 
 needs_kernels = pytest.mark.skipif(not kernels._are_exact(), reason="no exact kernels for this processor")
 
@@ -79,6 +79,7 @@ def test_layers_give_the_same_bits_with_and_without_kernels(case, monkeypatch):
     assert layer.kernel is not None
     monkeypatch.setattr("qlab.model.layers.has_kernels", lambda device: False)
     assert torch.equal(layer(x), found)
+    assert layer(x).is_contiguous()
 
 
 @needs_kernels
@@ -98,6 +99,19 @@ def test_convolutions_of_many_images_keep_the_layout_of_the_input(images, monkey
         last = x.contiguous(memory_format=torch.channels_last)
         assert layer(last).is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(layer(last), layer(x))
+        strided = torch.randn(images, 3, 8, 12)[..., ::2]
+        assert layer(strided).is_contiguous()
+        assert torch.equal(layer(strided), layer(strided.contiguous()))
+
+
+def test_a_kernel_follows_scales_that_a_scheme_stores():
+    layer = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "nf4_dq"), None)
+    layer.kernel = kernel = object()
+    _follow_codes(layer)
+    assert layer.kernel is kernel
+    layer.weight.scale.payload[0] ^= 1
+    _follow_codes(layer)
+    assert layer.kernel is None
 
 
 @needs_kernels

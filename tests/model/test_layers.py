@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import qlab
-from qlab.model.inputs import StaticRange, find_steps, quantized_input
+from qlab.model.inputs import StaticRange, _spread, _spread_one, find_steps, quantized_input
 from qlab.model.kernels import _padded_matmul, integer_matmul
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
@@ -67,6 +67,21 @@ def test_linear_is_the_int64_product(scheme, weights):
     assert layer.integer
     want = int64_outputs(x, weight, activations(scheme), None, bias)
     np.testing.assert_allclose(layer(x).numpy(), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-asym", "uint8-asym", "int4-asym", "int16"])
+def test_numbers_and_tensors_find_the_same_scale(scheme):
+    """On the CPU the scale of a whole input is found in numbers, elsewhere and under compile in tensors."""
+    parsed, rng = qlab.get_scheme(scheme), np.random.default_rng(3)
+    ends = np.float32([0, 1e-45, 3e-45, 1e-38, 1.1754944e-38, 1, 3, 1e30, 3e38])
+    pairs = [(a, b) for a in (*-ends, *ends) for b in (*-ends, *ends) if a <= b]
+    pairs += np.sort(np.float32(rng.standard_normal((2000, 2)) * np.exp2(rng.integers(-120, 100, (2000, 1)))), axis=1).tolist()
+    for pair in pairs:
+        low, high = torch.tensor(pair, dtype=torch.float32)
+        if high - low == torch.inf:  # which `quantize` refuses
+            continue
+        (scale, zero), (number, code) = (f(low, high, parsed, parsed.format) for f in (_spread, _spread_one))
+        assert (scale.item(), None if zero is None else zero.item()) == (number, code), pair
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-asym", "uint8-asym", "int8-row", "int8-row-asym", "int4-asym", "int16"])

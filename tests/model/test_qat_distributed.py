@@ -21,15 +21,6 @@ STEPS, BATCH = 4, 16
 MOMENTA, UNEVEN = (0.2, None), (slice(0, 5), slice(5, BATCH))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors lose time by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def prepared(how: str, group=None) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(

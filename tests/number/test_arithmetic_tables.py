@@ -1,7 +1,7 @@
 """Arithmetic in integers, posits, takums and tables, against fractions, or, where takums multiply, against logarithms.
 
 `Rational` rounds fractions among the values of a format; of posits and takums the values and the boundaries between
-them come from the standards, as test_tapered.py writes them down, not from qlab.
+them come from the standards, as oracles.py writes them down, not from qlab.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from oracles import same
-from test_tapered import VALUE, takum_logarithm
+from oracles import TAPERED_VALUE, same, takum_logarithm
 
 import qlab
 from qlab import arithmetic
@@ -56,12 +55,12 @@ class Rational:
 @cache
 def rational(name: str) -> Rational:
     fmt = qlab.get_format(name)
-    if name[:5] not in VALUE:
+    if name[:5] not in TAPERED_VALUE:
         values = [Fraction(v) for v in fmt.values().tolist()]
         codes = sorted(range(len(values)), key=values.__getitem__)
         numbers = [values[c] for c in codes]
         return Rational(numbers, codes, [(a + b) / 2 for a, b in itertools.pairwise(numbers)])
-    value, bits = VALUE[name[:5]], fmt.bits
+    value, bits = TAPERED_VALUE[name[:5]], fmt.bits
     positive = range(1, 1 << (bits - 1))
     numbers = [value(c, bits) for c in positive]
     between = [value(2 * c + 1, bits + 1) for c in positive[:-1]]
@@ -191,7 +190,7 @@ def takum_of(name: str, sign: int, logarithm: Fraction, rounding: str) -> float:
         place = above if tie else table.place(logarithm)
     else:
         place = table.place(logarithm, directed)
-    return sign * float(VALUE["takum"](table.codes[place], int(name[5:])))
+    return sign * float(TAPERED_VALUE["takum"](table.codes[place], int(name[5:])))
 
 
 def signs_and_logarithms(name: str, values: np.ndarray):
@@ -251,7 +250,7 @@ def test_sums_of_takums(name, operation):
         i, j = np.random.default_rng(0).choice(codes, (2, 4000))
         j[:2000] = i[:2000] ^ np.random.default_rng(1).integers(0, 32, 2000)
         j[j == 1 << (bits - 1)] = 0
-    number = {c: VALUE["takum"](c, bits) for c in codes.tolist()}
+    number = {c: TAPERED_VALUE["takum"](c, bits) for c in codes.tolist()}
     exact = [OPERATIONS[operation](number[a], number[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
     table = takum_rational(bits)
     x, y = fmt.values()[i], fmt.values()[j]
@@ -263,7 +262,7 @@ def test_sums_of_takums(name, operation):
 
 @cache
 def takum_rational(bits: int) -> Rational:
-    value, positive = VALUE["takum"], range(1, 1 << (bits - 1))
+    value, positive = TAPERED_VALUE["takum"], range(1, 1 << (bits - 1))
     numbers, between = [value(c, bits) for c in positive], [value(2 * c + 1, bits + 1) for c in positive[:-1]]
     codes = [(1 << bits) - c for c in positive[::-1]] + [0, *positive]
     return Rational([-v for v in numbers[::-1]] + [0, *numbers], codes, [-b for b in between[::-1]] + [0, 0, *between])

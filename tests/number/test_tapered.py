@@ -6,57 +6,16 @@ import math
 import pickle
 import subprocess
 import sys
-from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from oracles import TAPERED_VALUE
 
 import qlab
 from qlab.number.tapered import posit, takum
 
 NAMES = ["posit8", "posit16", "takum8", "takum16"]
-
-
-def posit_value(code: int, bits: int) -> Fraction | None:
-    """Posit Standard (2022), section 3.3, read from the left."""
-    if code in (0, 1 << (bits - 1)):
-        return None if code else Fraction(0)
-    if code >> (bits - 1):
-        return -posit_value((1 << bits) - code, bits)
-    string = f"{code:0{bits}b}"[1:]
-    run = len(string) - len(string.lstrip(string[0]))
-    regime = run - 1 if string[0] == "1" else -run
-    rest = string[run + 1 :]
-    exponent, fraction = int((rest[:2] + "00")[:2], 2), rest[2:]
-    significand = 1 + (Fraction(int(fraction, 2), 2 ** len(fraction)) if fraction else 0)
-    return significand * Fraction(2) ** (4 * regime + exponent)
-
-
-def takum_logarithm(code: int, bits: int) -> Fraction:
-    """Takum paper, definition of the encoding: l of the value (-1)**S * sqrt(e)**l, from the string SDRRRC...M..."""
-    string = f"{code:0{bits}b}".ljust(12, "0")
-    negative, ahead, count = string[0] == "1", string[1] == "1", int(string[2:5], 2)
-    length = count if ahead else 7 - count
-    characteristic = int("0" + string[5 : 5 + length], 2)
-    characteristic += 2**length - 1 if ahead else 1 - 2 ** (length + 1)
-    mantissa = string[5 + length :]
-    logarithm = characteristic + (Fraction(int(mantissa, 2), 2 ** len(mantissa)) if mantissa else 0)
-    return -logarithm if negative else logarithm
-
-
-def takum_value(code: int, bits: int) -> Fraction | None:
-    """The value to 70 decimal digits, which is as good as exact here."""
-    if code in (0, 1 << (bits - 1)):
-        return None if code else Fraction(0)
-    logarithm = takum_logarithm(code, bits)
-    with localcontext() as context:
-        context.prec = 70
-        magnitude = (Decimal(logarithm.numerator) / Decimal(2 * logarithm.denominator)).exp()
-    return -Fraction(magnitude) if code >> (bits - 1) else Fraction(magnitude)
-
-
-VALUE = {"posit": posit_value, "takum": takum_value}
 
 
 def round_by_the_standard(x: Fraction, bits: int, value) -> int:
@@ -85,7 +44,7 @@ def test_values(kind, bits):
     values = fmt.values()
     codes = range(1 << bits) if bits <= 12 else [*range(600), *range(600, 1 << 16, 7), *range((1 << 16) - 600, 1 << 16)]
     for code in codes:
-        value = VALUE[kind](code, bits)
+        value = TAPERED_VALUE[kind](code, bits)
         assert math.isnan(values[code]) if value is None else values[code] == float(value), code
     assert fmt.bits == bits
     assert fmt.nan_code == 1 << (bits - 1)
@@ -104,7 +63,7 @@ def test_rounding(name):
     rng = np.random.default_rng(0)
     x = np.concatenate([near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf), rng.normal(0, 1, 150),
                         np.exp(rng.normal(0, 40, 150)), [0.0, -0.0, 5e-324, -5e-324, 1e300, -1e300]])  # fmt: skip
-    expected = [round_by_the_standard(Fraction(v), bits, VALUE[kind]) for v in x.tolist()]
+    expected = [round_by_the_standard(Fraction(v), bits, TAPERED_VALUE[kind]) for v in x.tolist()]
     codes = qlab.encode(x, fmt)
     wrong = np.flatnonzero(codes != expected)
     assert not wrong.size, (x[wrong[:5]], codes[wrong[:5]], np.array(expected)[wrong[:5]])
