@@ -94,7 +94,8 @@ def encode(
     generator : torch.Generator
         Instead of `rng`, for tensors.
     policy : {"torch", "ml_dtypes", "ocp"}, optional
-        Do as that library or specification does, bit for bit (`qlab.number.policies`), instead of `overflow` and `nan`.
+        Do as that library or specification does, bit for bit (`qlab.number.policies`), instead of `overflow` and `nan`;
+        for arrays and CPU tensors.
     out : array, optional
         Where to write the codes: shape of `x`, dtype of the result.
 
