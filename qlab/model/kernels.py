@@ -70,11 +70,10 @@ def has_kernels(device: torch.device) -> bool:
 def _are_exact() -> bool:
     """Try the largest codes: processors without dot products of bytes add pairs of them in 16 bits, which overflow."""
     try:
-        codes, weight = torch.full((1, 64), 127, dtype=torch.int8), torch.full((1, 64), 127, dtype=torch.int8)
-        found = LinearKernel(weight)(codes, -128, torch.ones(1), None)
-        windows = ConvKernel(weight.view(1, 64, 1, 1), (1, 1), (0, 0), (1, 1), 1)(
-            codes.view(1, 64, 1, 1), -128, torch.ones(1), None
-        )
+        codes, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((1, 64), 127, dtype=torch.int8)
+        one, each = torch.ones(()), (1, 64, 1, 1)
+        found = LinearKernel(weight, one)(codes, 0, 1.0, None)
+        windows = ConvKernel(weight.view(each), one, (1, 1), (0, 0), (1, 1), 1)(codes.view(each), 0, 1.0, None)
     except (AttributeError, RuntimeError):  # no such operators in this torch, or no oneDNN
         return False
     return found.item() == windows.item() == 64 * 255 * 127
@@ -86,25 +85,27 @@ class LinearKernel:
     Parameters
     ----------
     weight : int8 tensor of shape (out, in)
+    scale : float32 tensor of shape () or (out,)
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.weight, self.scale = torch.ops.onednn.qlinear_prepack(weight, None), scale.expand(len(weight)).contiguous()
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
 
-    def __call__(self, codes: Tensor, zero: int, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, codes: Tensor, zero: int, scale: float | Tensor, bias: Tensor | None) -> Tensor:
         """Return outputs of shape (rows, out), float32.
 
         Parameters
         ----------
-        codes : int8 tensor of shape (rows, in)
+        codes : uint8 tensor of shape (rows, in)
         zero : int
             The code that stands for zero.
-        scale : float32 tensor of shape (out,)
+        scale : float, or float32 tensor of shape ()
+            Of the codes.
         bias : float32 tensor of shape (out,), or None
         """
-        outputs: Tensor = torch.ops.onednn.qlinear_pointwise(
-            _unsigned(codes), 1.0, 128 + zero, self.weight, scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+        outputs: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+            codes, 1.0, zero, self.weight, self.scale * scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
         )
         return outputs
 
@@ -116,28 +117,24 @@ class ConvKernel:
     ----------
     weight : int8 tensor of shape (out, in / groups, *kernel)
         One or two dimensions.
+    scale : float32 tensor of shape () or (out,)
     stride, padding, dilation : tuple of int
         As `torch.nn.Conv2d` takes them, a number for each dimension. Padding is with the code of zero.
     groups : int
     """
 
-    def __init__(self, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
         self.line = weight.ndim == 3
         if self.line:
             weight, stride, padding, dilation = weight.unsqueeze(-2), (1, *stride), (0, *padding), (1, *dilation)
         self.how = (list(stride), list(padding), list(dilation), groups)
-        self.weight = torch.ops.onednn.qconv_prepack(weight, torch.ones(weight.shape[0]), 1.0, 0, *self.how, None)
-        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+        self.scale, self.zeros = scale.expand(len(weight)).contiguous(), torch.zeros(len(weight), dtype=torch.int32)
+        self.weight = torch.ops.onednn.qconv_prepack(weight, self.scale, 1.0, 0, *self.how, None)
 
-    def __call__(self, codes: Tensor, zero: int, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, codes: Tensor, zero: int, scale: float | Tensor, bias: Tensor | None) -> Tensor:
         """Return outputs of shape (n, out, *size), channels last in memory, of codes of shape (n, in, *size)."""
-        images = _unsigned(codes.unsqueeze(-2) if self.line else codes).contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = torch.ops.onednn.qconv_pointwise(
-            images, 1.0, 128 + zero, self.weight, scale, self.zeros, bias, *self.how, 1.0, 0, torch.float32, "none", [], ""
+        images = (codes.unsqueeze(-2) if self.line else codes).contiguous(memory_format=torch.channels_last)
+        outputs: Tensor = torch.ops.onednn.qconv_pointwise.default(
+            images, 1.0, zero, self.weight, self.scale * scale, self.zeros, bias, *self.how, 1.0, 0, torch.float32, "none", [], ""
         )
         return outputs.squeeze(-2) if self.line else outputs
-
-
-def _unsigned(codes: Tensor) -> Tensor:
-    """The left side of the kernels is unsigned: -128 becomes 0."""
-    return codes.view(torch.uint8) ^ 128

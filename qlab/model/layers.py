@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qlab.model.inputs import StaticRange, Steps, find_scale, has_steps, quantized_input, to_steps
+from qlab.model.inputs import Scale, StaticRange, Steps, find_scale, find_steps, has_steps, quantized_input, to_bytes
 from qlab.model.kernels import ConvKernel, LinearKernel, has_kernels, integer_matmul
 from qlab.model.packed import Packed
 from qlab.model.recipe import Activations
@@ -39,17 +39,19 @@ def _follow_codes(layer: _Quantized, _: Any = None) -> None:
     """Make the sums of codes anew, and drop the kernel, if the weights are no more those that they were made of."""
     if layer.fake:
         return
-    nested = isinstance(layer.weight.scale, Packed)
-    buffers = layer.weight.buffers() if nested else layer.weight._buffers.values()  # the same, ten times as fast
-    now = [
-        (held, -1 if held.is_inference() else held._version)  # which counts what is written into a tensor
-        for held in buffers if held is not None
-    ]  # fmt: skip
-    if len(now) != len(layer.followed) or any(a is not c or b != d for (a, b), (c, d) in zip(now, layer.followed, strict=True)):
-        layer.kernel = None
-        if layer.integer:
-            layer.sums = layer.weight.int8_codes().sum(dim=1, dtype=torch.int32)  # (out,)
-        layer.followed = now
+    weight: Packed = layer._modules["weight"]  # type: ignore[assignment]
+    nested = "scale" in weight._modules
+    buffers = list(weight.buffers()) if nested else weight._buffers.values()  # the same, but fast
+    if len(buffers) == len(layer.followed):
+        for held, (tensor, version) in zip(buffers, layer.followed, strict=True):
+            if held is not tensor or (version is not None and held._version != version):  # type: ignore[union-attr]
+                break
+        else:
+            return
+    layer.kernel = None
+    if layer.integer:
+        layer.sums = weight.int8_codes().sum(dim=1, dtype=torch.int32)  # (out,)
+    layer.followed = [(held, None if held is None or held.is_inference() else held._version) for held in buffers]
 
 
 class _Quantized(nn.Module):
@@ -69,7 +71,7 @@ class _Quantized(nn.Module):
         self.activations, self.static, self.fake, self.weight_shape = activations, static, fake, tuple(weight.shape)
         self.one_scale = static is not None or (activations is not None and isinstance(activations.scheme.blocks, PerTensor))
         self.kernel: LinearKernel | ConvKernel | Product | None = None  # made at the first call; in no state dict
-        self.followed: list[tuple[Tensor, int]] = []  # the buffers that kernel and sums were made of
+        self.followed: list[tuple[Tensor | None, int | None]] = []  # what kernel and sums were made of, and how often written to
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
@@ -122,17 +124,16 @@ class _Quantized(nn.Module):
         return x if self.activations is None else quantized_input(x, self.activations, self.static)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        return x if self.input_scale is None else x * self.input_scale.to(x.dtype)
+        scale = self._buffers["input_scale"]  # what attributes of a module find, in a tenth of the time
+        return x if scale is None else x * scale.to(x.dtype)
 
     def _input_codes(self, x: Tensor) -> Steps:
-        """Codes of int8, in the shape of x, their scale, and the code that stands for zero."""
-        assert self.activations is not None
-        return self._codes(x, *find_scale(x, self.activations, self.static))
+        """Codes of int8, in the shape of x, their scale, and the code that stands for zero.
 
-    def _codes(self, x: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Steps:
-        """The same at a given scale. Of unsigned 8 bits 0..255 becomes -128..127, and the zero point with it."""
+        Of unsigned 8 bits 0..255 becomes -128..127, and the zero point with it.
+        """
         assert self.activations is not None
-        steps = to_steps(x, self.activations, scale, zero)
+        steps, scale, zero = find_steps(x, self.activations, self.static)
         if self.activations.scheme.format.max > 127:  # type: ignore[union-attr]
             steps -= 128
             zero = -128 if zero is None else zero - 128
@@ -142,22 +143,21 @@ class _Quantized(nn.Module):
         """The CPU's kernel, if it pays and can do the product: it takes one scale for the whole input, in float32."""
         if not torch.compiler.is_compiling():
             _follow_codes(self)
-        if not pays or not self.one_scale or not has_kernels(device) or self.weight.scale.dtype != torch.float32:  # type: ignore[union-attr]
+        if not pays or not self.one_scale or not has_kernels(device):
             return None
-        if self.kernel is None:
+        if self.kernel is None and self.weight.scale.dtype == torch.float32:  # type: ignore[union-attr]
             self.kernel = self._make_kernel()
         return self.kernel  # type: ignore[return-value]
 
     def _make_kernel(self) -> LinearKernel | ConvKernel:
         raise NotImplementedError
 
-    def _multiplied(self, kernel: LinearKernel | ConvKernel, codes: Tensor, scale: Tensor | float, zero: Any) -> Tensor:
+    def _multiplied(self, kernel: LinearKernel | ConvKernel, x: Tensor, found: Scale) -> Tensor:
         """Outputs of the kernel, float32."""
-        scales: Tensor = self.weight.scale * scale  # type: ignore[assignment, operator]
-        if scales.ndim == 0:
-            scales = scales.expand(self.weight.shape[0]).contiguous()
-        bias = None if self.bias is None else self.bias.float()
-        return kernel(codes, 0 if zero is None else int(zero), scales, bias)
+        assert self.activations is not None
+        codes, zero = to_bytes(x, self.activations, found)
+        bias = self._buffers["bias"]
+        return kernel(codes, zero, found.scale, None if bias is None else bias.float())
 
     def _rescaled(self, product: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Tensor:
         """Turn an exact product of codes, int32 of shape (rows, out), into outputs, float32."""
@@ -221,13 +221,16 @@ class QuantizedLinear(_Quantized):
             bias = None if self.bias is None else self.bias.to(x.dtype)
             product = self._ready_product(x)
             return functional.linear(x, self.weights(x.dtype), bias) if product is None else product(x, bias)
-        codes, scale, zero = self._input_codes(self._scaled(x.reshape(-1, x.shape[-1])))  # (rows, in)
-        kernel = self._ready_kernel(x.device, pays=len(codes) > 1)  # one row is read past the weights as fast, or faster
+        rows = self._scaled(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]))  # (rows, in)
+        kernel = self._ready_kernel(x.device, pays=len(rows) > 1)  # one row is read past the weights as fast, or faster
         if kernel is not None:
-            outputs = self._multiplied(kernel, codes, scale, zero)
+            assert self.activations is not None
+            outputs = self._multiplied(kernel, rows, find_scale(rows, self.activations, self.static))
         else:
+            codes, scale, zero = self._input_codes(rows)
             outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero)
-        return outputs.reshape(*x.shape[:-1], self.weight_shape[0]).to(x.dtype)  # of (rows, out)
+        outputs = outputs.to(x.dtype)  # (rows, out)
+        return outputs if x.ndim == 2 else outputs.reshape(*x.shape[:-1], self.weight_shape[0])
 
     def _fits(self, shape: torch.Size) -> bool:
         return len(shape) > 0 and shape[-1] == self.weight_shape[1]
@@ -236,7 +239,7 @@ class QuantizedLinear(_Quantized):
         return f"(*lead, {self.weight_shape[1]})"
 
     def _make_kernel(self) -> LinearKernel:
-        return LinearKernel(self.weight.int8_codes())
+        return LinearKernel(self.weight.int8_codes(), self.weight.scale)  # type: ignore[arg-type]
 
     def _ready_product(self, x: Tensor) -> Product | None:
         """CUDA's kernel for a few rows times codes of 4 bits, if it can do the product."""
@@ -318,11 +321,11 @@ class QuantizedConv(_Quantized):
     def _by_images(self, kernel: LinearKernel | ConvKernel, x: Tensor) -> Tensor:
         """Some images after the others: what is between input and output stays in the cache, and takes no new memory."""
         assert self.activations is not None
-        scale, zero = find_scale(x, self.activations, self.static)
+        found = find_scale(x, self.activations, self.static)
         some = max(1, _IMAGES // max(1, math.prod(x.shape[2:]) * max(x.shape[1], self.weight_shape[0])))
         outputs, done = x, 0
         for images in torch.split(x, some):
-            product = self._multiplied(kernel, *self._codes(images, scale, zero))  # channels last in memory
+            product = self._multiplied(kernel, images, found)  # channels last in memory
             if not done:
                 last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
                 layout = torch.channels_last if last else torch.contiguous_format
@@ -334,7 +337,7 @@ class QuantizedConv(_Quantized):
     def _make_kernel(self) -> ConvKernel:
         padding = self.padding[::-2] if self.pads_itself else (0,) * len(self.kernel_size)
         weight = self.weight.int8_codes().view(self.weight_shape)
-        return ConvKernel(weight, self.stride, padding, self.dilation, self.groups)
+        return ConvKernel(weight, self.weight.scale, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
 
     def _padded(self, x: Tensor) -> Tensor:
         return functional.pad(x, self.padding, mode=self.padding_mode) if any(self.padding) else x

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from qlab._check import one_of, unknown_name
@@ -55,6 +56,12 @@ class Activations:
                     f"static activations have one scale and the observer finds it, so that {self.scheme} is not allowed; "
                     "take a scheme for the whole tensor, such as 'int8-asym', or when='dynamic'"
                 )
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest step of an integer format."""
+        assert isinstance(self.scheme.format, IntFormat)
+        return int(self.scheme.format.min), int(self.scheme.format.max)
 
     def __str__(self) -> str:
         return f"{self.scheme} ({self.when}{', ' + self.observer if self.when == 'static' else ''})"

@@ -21,19 +21,24 @@ needs_kernels = pytest.mark.skipif(not kernels._are_exact(), reason="no exact ke
 
 
 def codes_of(rng, *shape):
+    return torch.from_numpy(rng.integers(0, 256, shape).astype(np.uint8))
+
+
+def weights_of(rng, *shape):
     return torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8))
 
 
 @needs_kernels
-@given(st.integers(0, 70), st.integers(1, 90), st.integers(1, 40), st.integers(-128, 127), st.integers(0, 2**31))
+@given(st.integers(0, 70), st.integers(1, 90), st.integers(1, 40), st.integers(0, 255), st.integers(0, 2**31))
 @settings(max_examples=80, deadline=None)
 def test_linear_kernel_rounds_the_exact_sum_once(rows, size, out, zero, seed):
     rng = np.random.default_rng(seed)
-    x, w = codes_of(rng, rows, size), codes_of(rng, out, size)
+    x, w = codes_of(rng, rows, size), weights_of(rng, out, size)
     scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))
     exact = ((x.long() - zero) @ w.long().t()).float()
-    assert torch.equal(LinearKernel(w)(x, zero, scale, None), exact * scale)
-    assert torch.equal(LinearKernel(w)(x, zero, scale, bias), exact * scale + bias)
+    assert torch.equal(LinearKernel(w, scale)(x, zero, 0.3, None), exact * (scale * 0.3))
+    assert torch.equal(LinearKernel(w, scale)(x, zero, torch.tensor(0.3), bias), exact * (scale * 0.3) + bias)
+    assert torch.equal(LinearKernel(w, scale[0])(x, zero, 0.3, bias), exact * (scale[0] * 0.3) + bias)
 
 
 @needs_kernels
@@ -47,14 +52,14 @@ def test_conv_kernel_rounds_the_exact_sum_once(data):
         name: tuple(data.draw(st.integers(low, 3)) for _ in range(dims))
         for name, low in (("k", 1), ("s", 1), ("p", 0), ("d", 1))
     }
-    zero = data.draw(st.integers(-128, 127))
-    x, w = codes_of(rng, n, into, *(7,) * dims), codes_of(rng, out, into // groups, *each["k"])
+    zero = data.draw(st.integers(0, 255))
+    x, w = codes_of(rng, n, into, *(7,) * dims), weights_of(rng, out, into // groups, *each["k"])
     scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))
     conv = functional.conv1d if dims == 1 else functional.conv2d
     exact = conv(x.double() - zero, w.double(), None, each["s"], each["p"], each["d"], groups).float()
     column = (-1,) + (1,) * dims
-    found = ConvKernel(w, each["s"], each["p"], each["d"], groups)(x, zero, scale, bias)
-    assert torch.equal(found, exact * scale.view(column) + bias.view(column))
+    found = ConvKernel(w, scale, each["s"], each["p"], each["d"], groups)(x, zero, 0.3, bias)
+    assert torch.equal(found, exact * (scale * 0.3).view(column) + bias.view(column))
 
 
 def layers():
@@ -135,7 +140,7 @@ def test_a_kernel_is_in_no_copy_and_follows_the_weights():
 def test_a_processor_whose_kernels_overflow_is_found_out(monkeypatch):
     monkeypatch.setattr(LinearKernel, "__call__", lambda self, codes, zero, scale, bias: torch.full((1, 1), 32767.0 * 32))
     assert not kernels._are_exact.__wrapped__()
-    monkeypatch.setattr(LinearKernel, "__init__", lambda self, weight: torch.ops.onednn.no_such_operator)
+    monkeypatch.setattr(LinearKernel, "__init__", lambda self, weight, scale: torch.ops.onednn.no_such_operator)
     assert not kernels._are_exact.__wrapped__()
 
 

@@ -15,7 +15,17 @@ from torch import nn
 from torch.nn import functional
 
 import qlab
-from qlab.model.inputs import StaticRange, _spread, _spread_one, find_steps, quantized_input
+from qlab.model.inputs import (
+    Scale,
+    StaticRange,
+    _spread,
+    _spread_one,
+    find_scale,
+    find_steps,
+    quantized_input,
+    to_bytes,
+    to_steps,
+)
 from qlab.model.kernels import _padded_matmul, integer_matmul
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
@@ -72,15 +82,19 @@ def test_linear_is_the_int64_product(scheme, weights):
 @pytest.mark.parametrize("scheme", ["int8", "int8-asym", "uint8-asym", "int4-asym", "int16"])
 def test_numbers_and_tensors_find_the_same_scale(scheme):
     """On the CPU the scale of a whole input is found in numbers, elsewhere and under compile in tensors."""
-    parsed, rng = qlab.get_scheme(scheme), np.random.default_rng(3)
+    acts, rng = activations(scheme), np.random.default_rng(3)
     ends = np.float32([0, 1e-45, 3e-45, 1e-38, 1.1754944e-38, 1, 3, 1e30, 3e38])
     pairs = [(a, b) for a in (*-ends, *ends) for b in (*-ends, *ends) if a <= b]
+    pairs += [(-2.5000002, 252.5), (-2.5, 252.5), (-3.5, 251.5)]  # of 8 bits, the lowest or the highest is a step beyond the end
     pairs += np.sort(np.float32(rng.standard_normal((2000, 2)) * np.exp2(rng.integers(-120, 100, (2000, 1)))), axis=1).tolist()
     for pair in pairs:
         low, high = torch.tensor(pair, dtype=torch.float32)
         if high - low == torch.inf:  # which `quantize` refuses
             continue
-        (scale, zero), (number, code) = (f(low, high, parsed, parsed.format) for f in (_spread, _spread_one))
+        how = *acts.ends, acts.scheme.zero is None
+        (scale, zero, _), (number, code, within) = _spread(low, high, *how), _spread_one(low.item(), high.item(), *how)
+        steps = [torch.round(end / scale) + (0 if zero is None else zero) for end in (low, high)]
+        assert within == (acts.ends[0] <= steps[0] and steps[1] <= acts.ends[1]), pair
         assert (scale.item(), None if zero is None else zero.item()) == (number, code), pair
 
 
@@ -94,6 +108,45 @@ def test_steps_are_the_codes_of_quantize(scheme):
         assert np.array_equal(quantized_input(torch.from_numpy(x), activations(scheme), None).numpy(), stored.dequantize())
         if np.abs(x).max() > 1e-30:
             assert np.array_equal(np.float32(found.scale).reshape(stored.scale.shape), stored.scale)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-asym", "uint8-asym", "int4-asym", "uint7-asym"])
+def test_bytes_are_the_steps(scheme):
+    acts, rng = activations(scheme), np.random.default_rng(5)
+    lowest, highest = acts.ends
+
+    def same(x, found):
+        codes, zero = to_bytes(x, acts, found)
+        shift = 128 if lowest < 0 else 0
+        steps = to_steps(x, acts, found.scale, found.zero)
+        assert torch.equal(codes.int() - shift, steps.int())
+        assert zero - shift == (found.zero or 0)
+        assert codes.dtype == torch.uint8
+        return codes
+
+    halves = torch.arange(-2 * 300, 2 * 300) / 2  # every tie, and far beyond the ends
+    nearly = torch.from_numpy(np.nextafter(halves.numpy()[None], np.float32([[-np.inf], [np.inf]])))
+    far = torch.tensor([torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -0.0, 2.0**22 + 1, 2.0**24, 1e9])
+    for zero in range(lowest, highest + 1) if acts.scheme.zero else (None,):
+        for scale in (1.0, torch.tensor(0.25)):
+            for x in (halves, nearly, far):
+                same(x * scale, Scale(scale, zero if zero is None else float(zero)))
+    for power in range(-149, 120, 3):  # dynamic: none is beyond the ends
+        x = torch.from_numpy(rng.standard_normal((4, 6, 5, 3)).astype(np.float32)) * 2.0**power + rng.integers(-1, 2) * 2.0**power
+        codes = same(x, find_scale(x, acts, None))
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(to_bytes(last, acts, find_scale(last, acts, None))[0], codes)
+        assert torch.equal(to_bytes(x[::2, 1:], acts, find_scale(x, acts, None))[0], codes[::2, 1:])
+
+
+def test_the_scale_of_an_input_is_that_of_its_extremes():
+    for size in (5, 2**18, 2**18 + 7):  # by NumPy, and by torch
+        x = torch.randn(size)
+        x[size // 2], x[-1] = -7.0, 9.0
+        assert find_scale(x, activations("int8"), None).scale == float(np.float32(9) / np.float32(127))
+        x[1] = torch.nan
+        assert np.isnan(find_scale(x, activations("int8"), None).scale)
+        assert np.isnan(find_scale(x, activations("int8-asym"), None).scale)
 
 
 @pytest.mark.parametrize("weights", ["int8-channel", "int4-channel", "int3"])
