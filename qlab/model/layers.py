@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from qlab.model.inputs import Scale, StaticRange, Steps, find_scale, find_steps, has_steps, quantized_input, to_bytes
 from qlab.model.kernels import ConvKernel, LinearKernel, has_kernels, integer_matmul
-from qlab.model.packed import Packed
+from qlab.model.packed import Packed, of_rows
 from qlab.model.recipe import Activations
 from qlab.number.formats import IntFormat
-from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor
+from qlab.tensor.blocks import PerAxis, PerTensor
 from qlab.tensor.qtensor import QTensor
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class _Quantized(nn.Module):
         w = weight.scheme
         signed = isinstance(w.format, IntFormat) and w.format.signed and w.bits <= 8
         plain = w.zero is None and w.scale.stored is None and w.layout is None and not w.center
-        return signed and plain and isinstance(w.blocks, (PerTensor, PerAxis)) and _of_rows(w.blocks) and (
+        return signed and plain and isinstance(w.blocks, (PerTensor, PerAxis)) and of_rows(w.blocks) and (
             weight.shape[-1] <= _LONGEST
         )  # fmt: skip
 
@@ -220,7 +220,7 @@ class QuantizedLinear(_Quantized):
             x = self._prepared(x)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             product = self._ready_product(x)
-            return functional.linear(x, self.weights(x.dtype), bias) if product is None else product(x, bias)
+            return self._by_rows(x, bias) if product is None else product(x, bias)
         rows = self._scaled(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]))  # (rows, in)
         kernel = self._ready_kernel(x.device, pays=len(rows) > 1)  # one row is read past the weights as fast, or faster
         if kernel is not None:
@@ -231,6 +231,17 @@ class QuantizedLinear(_Quantized):
             outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero)
         outputs = outputs.to(x.dtype)  # (rows, out)
         return outputs if x.ndim == 2 else outputs.reshape(*x.shape[:-1], self.weight_shape[0])
+
+    def _by_rows(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The float product, of some outputs after the others."""
+        if self.fake:
+            return functional.linear(x, self.weights(x.dtype), bias)
+        outputs, done = [], 0
+        for weight in self.weight.row_pieces(x.dtype):
+            some = None if bias is None else bias[done : done + len(weight)]
+            outputs.append(functional.linear(x, weight, some))
+            done += len(weight)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _fits(self, shape: torch.Size) -> bool:
         return len(shape) > 0 and shape[-1] == self.weight_shape[1]
@@ -371,13 +382,11 @@ class QuantizedEmbedding(nn.Module):
     def __init__(self, weight: QTensor, padding_idx: int | None = None) -> None:
         super().__init__()
         self.weight, self.padding_idx = Packed(weight), padding_idx
-        self.by_row = _of_rows(weight.scheme.blocks, weight.shape[1]) and weight.shape[1] * weight.scheme.bits % 8 == 0
-        self.by_row = self.by_row or weight.scheme.layout is not None
 
     @property
     def how(self) -> str:
         """How the layer computes, in words."""
-        return "rows brought back" if self.by_row else "table brought back"
+        return "rows brought back" if self.weight.by_row else "table brought back"
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -385,17 +394,9 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of an index, shape (*input.shape, width)."""
-        if not self.by_row:
+        if not self.weight.by_row:
             return functional.embedding(input, self.weight.dequantize())
         width = self.weight.shape[1]
         if not input.numel():
             return torch.empty(*input.shape, width, dtype=self.weight.dtype, device=input.device)
         return self.weight.dequantize_rows(input.reshape(-1)).reshape(*input.shape, width)
-
-
-def _of_rows(blocks: Any, width: int | None = None) -> bool:
-    """Whether each block lies within one row of a matrix (of that width), or is all of it."""
-    if isinstance(blocks, PerBlock):
-        within = blocks.axis in (-1, 1) or (blocks.axis is None and width is not None and width % int(blocks.size) == 0)  # type: ignore[arg-type]
-        return isinstance(blocks.size, int) and within
-    return isinstance(blocks, (PerTensor, PerRow)) or (isinstance(blocks, PerAxis) and blocks.axis in (0, -2))

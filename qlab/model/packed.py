@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 
 from qlab.number.codec import decode, encode
 from qlab.number.formats import Format, IntFormat, TableFormat
-from qlab.tensor.blocks import scale_shape
+from qlab.tensor.blocks import PerAxis, PerBlock, PerRow, PerTensor, scale_shape
 from qlab.tensor.packing import pack, unpack
 from qlab.tensor.qtensor import QTensor
 from qlab.tensor.scheme import Scheme
 
-__all__ = ["Packed", "keeping_dtypes"]
+__all__ = ["Packed", "keeping_dtypes", "of_rows"]
 
 _OWN = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # formats of scales that torch can keep as they are
+
+_PIECE = 2**20
+"""Elements that are brought back at once: as floats they stay in the last cache."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as floats
 
@@ -116,8 +119,14 @@ class Packed(nn.Module):
         scale = self.scale.dequantize() if isinstance(self.scale, Packed) else self._as_numbers(self.scale)
         return self._values(self.payload, scale, self._zero_as_numbers(self.zero), self.shape, dtype or self.dtype)
 
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of a matrix can be brought back one by one: no block runs over several, and no byte."""
+        blocks, width = self.scheme.blocks, self.shape[-1]
+        return self.scheme.layout is not None or (of_rows(blocks, width) and width * self.scheme.bits % 8 == 0)
+
     def dequantize_rows(self, index: Tensor) -> Tensor:
-        """Return some rows of a matrix whose blocks lie within rows, or are the whole.
+        """Return some rows of a matrix that can be read `by_row`.
 
         Parameters
         ----------
@@ -127,21 +136,40 @@ class Packed(nn.Module):
         -------
         values : tensor of shape (n, width)
         """
-        entries, width = self.shape
+        return self._row_reader()(index, self.dtype)
 
-        def rows(part: Tensor | None) -> Tensor | None:
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Yield the values of a matrix, some rows after the others: all of them as floats never are in memory at once.
+
+        But they are where blocks run over rows, and under ``torch.compile``.
+        """
+        rows = max(1, _PIECE // self.shape[1])
+        if rows >= self.shape[0] or not self.by_row or torch.compiler.is_compiling():
+            yield self.dequantize(dtype)
+            return
+        read = self._row_reader()
+        for start in range(0, self.shape[0], rows):
+            yield read(slice(start, start + rows), dtype)
+
+    def _row_reader(self) -> Callable[[Tensor | slice, torch.dtype], Tensor]:
+        """Return what brings back the rows of an index, or of a slice."""
+        entries, width = self.shape
+        nested = self.scale.dequantize() if isinstance(self.scale, Packed) else None
+        zeros, payload = self._zero_as_numbers(self.zero), self.payload.reshape(entries, -1)
+
+        def rows(part: Tensor | None, index: Tensor | slice) -> Tensor | None:
             """Of scales, one for the whole, or in the shape (entries,), (entries, blocks) or (entries * blocks,)."""
             if part is None or part.ndim == 0:
                 return part
-            chosen = part.reshape(entries, -1).index_select(0, index)
+            chosen = part.reshape(entries, -1)[index]
             return chosen if part.ndim == 2 else chosen.reshape(-1)
 
-        if isinstance(self.scale, Packed):
-            scale = rows(self.scale.dequantize())
-        else:
-            scale = self._as_numbers(rows(self.scale))
-        payload = self.payload.reshape(entries, -1).index_select(0, index).reshape(-1)
-        return self._values(payload, scale, rows(self._zero_as_numbers(self.zero)), (index.shape[0], width), self.dtype)
+        def read(index: Tensor | slice, dtype: torch.dtype) -> Tensor:
+            scale = self._as_numbers(rows(self.scale, index)) if nested is None else rows(nested, index)  # type: ignore[arg-type]
+            chosen = payload[index]
+            return self._values(chosen.reshape(-1), scale, rows(zeros, index), (len(chosen), width), dtype)
+
+        return read
 
     def _values(
         self, payload: Tensor, scale: Tensor | None, zero: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
@@ -187,6 +215,14 @@ class Packed(nn.Module):
                 self.scheme = replace(self.scheme, format=TableFormat(codebook.name, about["codebook"]))
             self.about = torch.empty_like(held, device=self.about.device)  # of another length: another codebook or dtype
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def of_rows(blocks: Any, width: int | None = None) -> bool:
+    """Whether each block lies within one row of a matrix (of that width), or is all of it."""
+    if isinstance(blocks, PerBlock):
+        within = blocks.axis in (-1, 1) or (blocks.axis is None and width is not None and width % int(blocks.size) == 0)  # type: ignore[arg-type]
+        return isinstance(blocks.size, int) and within
+    return isinstance(blocks, (PerTensor, PerRow)) or (isinstance(blocks, PerAxis) and blocks.axis in (0, -2))
 
 
 def keeping_dtypes(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
