@@ -8,22 +8,14 @@ neural networks for efficient integer-arithmetic-only inference", 2018, section 
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["fuse", "pairs_to_fuse", "refuse_training", "refuse_without_numbers", "replace_layer"]
+from qlab.model.state import copied
+from qlab.model.trace import HOOKS, pairs_to_fuse
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_HOOKS = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)  # fmt: skip
-
+__all__ = ["Folded", "fuse", "leave_fast_path", "put_for", "refuse_training", "refuse_without_numbers", "replace_layer"]
 
 def fuse(model: nn.Module) -> nn.Module:
     """Return a copy of a model with batch normalization folded into what it follows.
@@ -36,14 +28,15 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        With `nn.Identity` in place of each folded layer. What is folded: a BatchNorm or SyncBatchNorm whose only input is
-        the output of a Conv1d, Conv2d or Linear that nothing else uses; not of classes derived from these, which may compute
-        more. (A Linear's output is taken to be two-dimensional: of a longer one BatchNorm1d would see another axis.)
+        With `nn.Identity` in place of each folded layer (`Folded`, which looks at shapes, after a Linear). What is folded: a
+        BatchNorm or SyncBatchNorm whose only input is the output of a Conv1d, Conv2d or Linear that nothing else uses; not of
+        classes derived from these, which may compute more, nor where hooks are. What torch.fx cannot trace stays: of such a
+        model, fuse the parts. Encoders of torch call their layers, as they do in training.
 
     Raises
     ------
     ValueError
-        If the model, or a part of it, is in train mode, where batch normalization is no linear map.
+        If the model, or a part of it, is in train mode, where batch normalization is no linear map, or cannot be copied.
 
     Notes
     -----
@@ -62,7 +55,7 @@ def fuse(model: nn.Module) -> nn.Module:
     )
     """
     refuse_training(model)
-    model = copy.deepcopy(model)
+    model = copied(model)
     for before, norm in pairs_to_fuse(model):
         layer, bn = model.get_submodule(before), model.get_submodule(norm)
         if not bn.affine:  # which torch folds into convolutions only
@@ -70,8 +63,23 @@ def fuse(model: nn.Module) -> nn.Module:
             bn.weight, bn.bias = nn.Parameter(ones), nn.Parameter(0 * ones)
         folded = fuse_linear_bn_eval(layer, bn) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, bn)  # type: ignore[type-var, arg-type]
         replace_layer(model, before, folded)
-        replace_layer(model, norm, nn.Identity())
+        replace_layer(model, norm, put_for(layer))
+    leave_fast_path(model)
     return model
+
+
+def put_for(layer: nn.Module) -> nn.Module:
+    """Return what takes the place of batch normalization that is folded into a layer."""
+    return Folded() if isinstance(layer, nn.Linear) else nn.Identity()
+
+
+def leave_fast_path(model: nn.Module) -> None:
+    """Make torch's encoders call their layers, and these their parts, where else they compute from the weights at once."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -91,42 +99,21 @@ def refuse_without_numbers(model: nn.Module) -> None:
             raise ValueError(f"parameter {name!r} is on the meta device and has no numbers; load the model's weights first")
 
 
-def pairs_to_fuse(model: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of layers, and of the batch normalization that follows each.
+class Folded(nn.Identity):
+    """What stands in place of batch normalization that was folded into a linear layer, of outputs of shape (n, channels).
 
-    By following the graph, if `torch.fx` can trace the model; else only neighbours in an `nn.Sequential` are seen.
+    Of a longer shape, axis 1 is not the outputs of the layer, and folding was wrong.
     """
-    try:
-        graph = torch.fx.symbolic_trace(model).graph
-    except Exception:  # the tracer refuses in many ways
-        return list(_neighbours(model))
-    modules, found = dict(model.named_modules()), []
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        if node.op != "call_module" or type(modules[node.target]) not in _NORMS:
-            continue
-        source = next(iter(node.all_input_nodes), None)
-        if source is None or source.op != "call_module" or len(source.users) != 1 or calls.count(source.target) != 1:
-            continue
-        if _can_take(modules[source.target], modules[node.target]) and calls.count(node.target) == 1:
-            found.append((source.target, node.target))
-    return found
 
-
-def _neighbours(model: nn.Module) -> Iterator[tuple[str, str]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential):
-            children = list(module.named_children())
-            for (a, before), (b, norm) in itertools.pairwise(children):
-                if type(norm) in _NORMS and _can_take(before, norm):
-                    prefix = f"{name}." if name else ""
-                    yield prefix + a, prefix + b
-
-
-def _can_take(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether folding is right: a class derived from these may do more in its forward, as may a parametrized layer."""
-    known = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Linear) and getattr(norm, "running_var", None) is not None
-    return known and norm.num_features == layer.weight.shape[0]  # type: ignore[index]
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input."""
+        if input.ndim != 2:
+            raise ValueError(
+                f"batch normalization was folded into the linear layer before it, whose outputs have the shape "
+                f"{tuple(input.shape)}, not (n, channels): it normalizes another axis; start from the original, with "
+                "nn.Flatten() or another module between the two"
+            )
+        return input
 
 
 def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -135,7 +122,7 @@ def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     Hooks on the old one's calls go over to the new one.
     """
     old = model.get_submodule(name)
-    for kind in _HOOKS:
+    for kind in HOOKS:
         getattr(module, kind).update(getattr(old, kind))
     if not name:
         return module

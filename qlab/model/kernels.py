@@ -119,7 +119,8 @@ class ConvKernel:
         One or two dimensions.
     scale : float32 tensor of shape () or (out,)
     stride, padding, dilation : tuple of int
-        As `torch.nn.Conv2d` takes them, a number for each dimension. Padding is with the code of zero.
+        As `torch.nn.Conv2d` takes them, a number for each dimension. Padding is with the code of zero, and no window lies in it
+        alone: at such places oneDNN 3.12 may give garbage.
     groups : int
     """
 

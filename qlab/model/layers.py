@@ -60,8 +60,8 @@ class _Quantized(nn.Module):
     bias: Tensor | None
     input_scale: Tensor | None
     sums: Tensor | None
-    values: Tensor
     weight: Packed
+    """Or, of a fake layer, a tensor."""
 
     def __init__(
         self, weight: QTensor, bias: Tensor | None, activations: Activations | None = None,
@@ -75,7 +75,7 @@ class _Quantized(nn.Module):
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
-            self.register_buffer("values", packed.dequantize())
+            self.register_buffer("weight", packed.dequantize())
         else:
             self.weight = packed
         self.register_buffer("sums", None, persistent=False)
@@ -100,7 +100,7 @@ class _Quantized(nn.Module):
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats."""
-        return self.values.to(dtype) if self.fake else self.weight.dequantize(dtype)
+        return self.weight.to(dtype) if self.fake else self.weight.dequantize(dtype)  # type: ignore[return-value]
 
     def _checked(self, x: Tensor) -> Tensor:
         """Refuse inputs that would be an error of torch from the depth, or integers that outputs would be cut to."""
@@ -213,6 +213,16 @@ class QuantizedLinear(_Quantized):
     tensor([[2.0079]])
     """
 
+    @property
+    def in_features(self) -> int:
+        """As `nn.Linear` has it."""
+        return self.weight_shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """As `nn.Linear` has it."""
+        return self.weight_shape[0]
+
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``, shape (*lead, out)."""
         x = self._checked(input)
@@ -222,7 +232,7 @@ class QuantizedLinear(_Quantized):
             product = self._ready_product(x)
             return self._by_rows(x, bias) if product is None else product(x, bias)
         rows = self._scaled(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]))  # (rows, in)
-        kernel = self._ready_kernel(x.device, pays=len(rows) > 1)  # one row is read past the weights as fast, or faster
+        kernel = self._ready_kernel(x.device, pays=rows.shape[0] > 1)  # one row is read past the weights as fast, or faster
         if kernel is not None:
             assert self.activations is not None
             outputs = self._multiplied(kernel, rows, find_scale(rows, self.activations, self.static))
@@ -279,10 +289,15 @@ class QuantizedConv(_Quantized):
         super().__init__(weight, layer.bias, **kwargs)
         self.integer = self.integer and self.activations is not None and isinstance(self.activations.scheme.blocks, PerTensor)
         self.weight_shape = tuple(layer.weight.shape)
+        if self.fake:
+            self.weight = self.weight.view(self.weight_shape)  # type: ignore[operator]
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.stride, self.dilation, self.groups, self.kernel_size = layer.stride, layer.dilation, layer.groups, layer.kernel_size
         self.padding = tuple(layer._reversed_padding_repeated_twice)  # as functional.pad takes it, "same" as numbers
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        self.pads_itself = self.padding_mode == "constant" and self.padding[::-2] == self.padding[-2::-2]  # the kernel does
+        reach = [dilation * (kernel - 1) for kernel, dilation in zip(self.kernel_size, self.dilation, strict=True)]
+        even = self.padding_mode == "constant" and self.padding[::-2] == self.padding[-2::-2]
+        self.pads_itself = even and all(p <= r for p, r in zip(self.padding[::-2], reach, strict=True))  # the kernel does
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats, shape (out, in / groups, *kernel)."""
@@ -315,13 +330,13 @@ class QuantizedConv(_Quantized):
     def _fits(self, shape: torch.Size) -> bool:
         return (
             len(shape) == 2 + len(self.kernel_size)
-            and shape[1] == self.weight_shape[1] * self.groups
+            and shape[1] == self.in_channels
             and all(size >= least for size, least in zip(shape[2:], self._least(), strict=True))
         )
 
     def _wanted(self) -> str:
         sizes = ", ".join(f"{least} or more" for least in self._least())
-        return f"([n,] {self.weight_shape[1] * self.groups}, {sizes})"
+        return f"([n,] {self.in_channels}, {sizes})"
 
     def _least(self) -> list[int]:
         """The smallest sizes of an image that the kernel fits into, with the padding."""
@@ -384,6 +399,16 @@ class QuantizedEmbedding(nn.Module):
         self.weight, self.padding_idx = Packed(weight), padding_idx
 
     @property
+    def num_embeddings(self) -> int:
+        """As `nn.Embedding` has it."""
+        return self.weight.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """As `nn.Embedding` has it."""
+        return self.weight.shape[1]
+
+    @property
     def how(self) -> str:
         """How the layer computes, in words."""
         return "rows brought back" if self.weight.by_row else "table brought back"
@@ -394,6 +419,8 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of an index, shape (*input.shape, width)."""
+        if input.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"the index is a tensor of {input.dtype}; give integers, as index.long()")
         if not self.weight.by_row:
             return functional.embedding(input, self.weight.dequantize())
         width = self.weight.shape[1]

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.record import run_batches
+from qlab.model.state import QUANTIZED
 
 __all__ = ["call_order", "in_decibels", "output_error", "outputs_of", "quantized_layers"]
 
@@ -53,8 +53,7 @@ def in_decibels(error: float) -> float:
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that `quantize_model` put in place, by name."""
-    kinds = (QuantizedLinear, QuantizedConv, QuantizedEmbedding)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZED)}
 
 
 def call_order(model: nn.Module, batches: list[Any]) -> list[str]:

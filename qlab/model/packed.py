@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qlab.number.codec import decode, encode
 from qlab.number.formats import Format, IntFormat, TableFormat
@@ -50,7 +51,7 @@ class Packed(nn.Module):
 
     def __init__(self, qtensor: QTensor) -> None:
         super().__init__()
-        self.scheme, self.shape, self.fitted = qtensor.scheme, tuple(qtensor.shape), qtensor.fitted
+        self.scheme, self.shape, self.fitted = qtensor.scheme, torch.Size(qtensor.shape), qtensor.fitted
         self.dtype = qtensor.dtype if isinstance(qtensor.dtype, torch.dtype) else getattr(torch, np.dtype(qtensor.dtype).name)
         stored = self.scheme.scale.stored
         self.register_buffer("payload", _tensor(qtensor.payload))
@@ -72,19 +73,43 @@ class Packed(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.scheme}, shape={self.shape}, {self.nbytes} bytes"
+        return f"{self.scheme}, shape={tuple(self.shape)}, {self.nbytes} bytes"
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers but the text."""
         return sum(b.numel() * b.element_size() for name, b in self.named_buffers() if not name.endswith("about"))
 
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let a model that computes with a layer's weight itself have it as a tensor: the values are brought back."""
+        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes are."""
+        return self.payload.device
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the values."""
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """Return the shape of the values, or one of its numbers."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """Return the number of values."""
+        return self.shape.numel()
+
     def qtensor(self) -> QTensor:
         """Return the quantized tensor that the buffers hold."""
         scale = self.scale.qtensor() if isinstance(self.scale, Packed) else self._as_numbers(self.scale)
         offset = None if self.offset is None else float(self.offset)
         zero = self._zero_as_numbers(self.zero)
-        return QTensor(self.payload, scale, self.scheme, self.shape, self.dtype, zero, offset, self.fitted)
+        return QTensor(self.payload, scale, self.scheme, tuple(self.shape), self.dtype, zero, offset, self.fitted)
 
     def _zero_as_numbers(self, zero: Tensor | None) -> Tensor | None:
         if zero is None or self.scheme.zero != "integer":
@@ -157,17 +182,20 @@ class Packed(nn.Module):
         nested = self.scale.dequantize() if isinstance(self.scale, Packed) else None
         zeros, payload = self._zero_as_numbers(self.zero), self.payload.reshape(entries, -1)
 
+        def pick(table: Tensor, index: Tensor | slice) -> Tensor:
+            return table[index] if isinstance(index, slice) else table.index_select(0, index)
+
         def rows(part: Tensor | None, index: Tensor | slice) -> Tensor | None:
             """Of scales, one for the whole, or in the shape (entries,), (entries, blocks) or (entries * blocks,)."""
             if part is None or part.ndim == 0:
                 return part
-            chosen = part.reshape(entries, -1)[index]
+            chosen = pick(part.reshape(entries, -1), index)
             return chosen if part.ndim == 2 else chosen.reshape(-1)
 
         def read(index: Tensor | slice, dtype: torch.dtype) -> Tensor:
             scale = self._as_numbers(rows(self.scale, index)) if nested is None else rows(nested, index)  # type: ignore[arg-type]
-            chosen = payload[index]
-            return self._values(chosen.reshape(-1), scale, rows(zeros, index), (len(chosen), width), dtype)
+            chosen = pick(payload, index)
+            return self._values(chosen.reshape(-1), scale, rows(zeros, index), (chosen.shape[0], width), dtype)
 
         return read
 
@@ -205,10 +233,10 @@ class Packed(nn.Module):
         held = state_dict.get(prefix + "about")
         if held is not None:
             about = json.loads(held.cpu().numpy().tobytes().decode())
-            if (about["scheme"], tuple(about["shape"])) != (str(self.scheme), self.shape):
+            if (about["scheme"], tuple(about["shape"])) != (str(self.scheme), tuple(self.shape)):
                 raise ValueError(
                     f"{prefix[:-1]}: the state dict holds {about['scheme']} of shape {tuple(about['shape'])}, the layer "
-                    f"{self.scheme} of shape {self.shape}; build the model with the same recipe before loading"
+                    f"{self.scheme} of shape {tuple(self.shape)}; build the model with the same recipe before loading"
                 )
             codebook = self.scheme.format
             if "codebook" in about and isinstance(codebook, TableFormat):

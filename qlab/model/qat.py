@@ -9,26 +9,26 @@ converted one are the same function, up to the rounding of float sums.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from qlab._check import one_of
-from qlab.model.fuse import pairs_to_fuse, replace_layer
+from qlab.model.fuse import leave_fast_path, put_for, replace_layer
 from qlab.model.layers import QuantizedConv, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
 from qlab.model.qat_norm import SyncedNorm
 from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, LearnedWeights, RuleWeights, is_plain
 from qlab.model.recipe import Recipe, get_recipe
+from qlab.model.state import copied
+from qlab.model.trace import pairs_to_fuse
 from qlab.model.transform import (
     LayerChange,
     _choose,
     bytes_of,
     check_model,
     check_weights,
-    leave_fast_path,
     quantization_map,
     sqnr_of,
 )
@@ -121,7 +121,7 @@ def prepare_qat(
     check_model(model)
     chosen, _ = _choose(model, recipe)
     check_weights(model, chosen)
-    result = _copied(model)
+    result = copied(model)
     norms = dict(pairs_to_fuse(result))
     for name in chosen:
         layer = result.get_submodule(name)
@@ -141,7 +141,7 @@ def prepare_qat(
             part.training = layer.training  # batch normalization keeps its own mode
         result = replace_layer(result, name, new)
         if norm is not None:
-            result = replace_layer(result, norms[name], nn.Identity().train(norm.training))
+            result = replace_layer(result, norms[name], put_for(layer).train(norm.training))
     leave_fast_path(result)
     return result
 
@@ -185,7 +185,7 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
             f"parameters such as {spread[0]!r} are spread over processes; gather them with torch.distributed.checkpoint"
             ".state_dict.get_model_state_dict(full_state_dict=True), load them into a prepared model, and convert that"
         )
-    result = _copied(model).eval()
+    result = copied(model).eval()
     changes = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
@@ -270,12 +270,6 @@ def _check_static(scheme: Scheme, *, learned: bool) -> None:
 
 
 # --- what is done ----------------------------------------------------------------------------------------------------
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy of a model, with the same process groups, which batch normalization may have and which cannot be copied."""
-    groups = (getattr(module, "process_group", None) for module in model.modules())
-    return copy.deepcopy(model, {id(group): group for group in groups if group is not None})
-
-
 def _inputs(recipe: Recipe, steps: str, clip: str, decay: float, freeze_after: int | None, name: str) -> nn.Module | None:
     activations = recipe.activations
     if activations is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 from qlab._check import one_of, unknown_name
@@ -36,14 +35,40 @@ class Activations:
     observer : str
         For static ones: what finds the range, ``minmax``, ``moving_average``, ``percentile``, ``histogram_mse`` or
         ``entropy``.
+
+    Attributes
+    ----------
+    ends : tuple of int
+        The lowest and the highest step of an integer format; (0, 0) of any other.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or the scheme is not one that inputs can have: it stores its scales, or is GGUF's, or, for
+        static ones, does not give the whole tensor one scale.
+
+    Notes
+    -----
+    Frozen and hashable. Exact: steps are the codes of `qlab.quantize` at the same scale. Book: chapter 12.
+
+    Examples
+    --------
+    >>> import qlab
+    >>> print(qlab.Activations("int8-asym", "static", "percentile"))
+    int8-asym (static, percentile)
+    >>> qlab.Activations("int8-row").ends
+    (-128, 127)
     """
 
     scheme: Scheme
     when: str = "dynamic"
     observer: str = "minmax"
+    ends: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", get_scheme(self.scheme))
+        fmt = self.scheme.format
+        object.__setattr__(self, "ends", (int(fmt.min), int(fmt.max)) if isinstance(fmt, IntFormat) else (0, 0))
         one_of("when", self.when, ("dynamic", "static"))
         one_of("observer", self.observer, OBSERVERS)
         if self.scheme.layout is not None or (self.scheme.scale.stored is not None and self.when == "static"):
@@ -56,12 +81,6 @@ class Activations:
                     f"static activations have one scale and the observer finds it, so that {self.scheme} is not allowed; "
                     "take a scheme for the whole tensor, such as 'int8-asym', or when='dynamic'"
                 )
-
-    @cached_property
-    def ends(self) -> tuple[int, int]:
-        """The lowest and the highest step of an integer format."""
-        assert isinstance(self.scheme.format, IntFormat)
-        return int(self.scheme.format.min), int(self.scheme.format.max)
 
     def __str__(self) -> str:
         return f"{self.scheme} ({self.when}{', ' + self.observer if self.when == 'static' else ''})"
@@ -91,6 +110,16 @@ class Recipe:
         Layers with fewer weights are left as they are: small layers lose time by it.
     options : tuple of (str, value)
         For the method, such as ``(("damping", 0.01),)``; a dict is taken too.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, nothing is asked for, or two things that exclude each other are.
+
+    Notes
+    -----
+    Frozen and hashable: equal recipes give equal models. The contract is that of the method (`qlab.quantize_model`).
+    Book: chapter 12.
 
     Examples
     --------

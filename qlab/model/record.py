@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qlab._progress import progress
+from qlab.model.state import copied_to_run, tensors_in
 
-__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches", "tensors_in"]
+__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches"]
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
@@ -258,7 +259,7 @@ def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[An
     if not listed:
         raise ValueError(f"{argument} is empty; {_GIVE}")
     for number, batch in enumerate(listed):
-        if wrong := sum(int(x.isnan().sum()) for x in tensors_in(_arguments(batch)) if x.is_floating_point()):
+        if wrong := sum(int(p.isnan().sum()) for x in tensors_in(_arguments(batch)) for p in _dense_parts(x)):
             raise ValueError(f"{argument}: batch {number} holds {wrong} NaN; clean the batches, as with torch.nan_to_num")
     return listed
 
@@ -266,7 +267,9 @@ def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[An
 def run_batches(
     model: nn.Module, batches: Iterable[Any], watching: Iterable[tuple[nn.Module, Callable[[Tensor], None]]] = ()
 ) -> None:
-    """Run batches through a model in eval mode; before a watched module runs, its function gets the module's first input.
+    """Run batches through a copy of a model in eval mode; before a watched module runs, its function gets its first input.
+
+    What a forward keeps (a cache, a counter) goes with the copy, and torch's random numbers go on as if nothing had been run.
 
     Raises
     ------
@@ -276,19 +279,23 @@ def run_batches(
         If a batch is not a tensor, a tuple or a dict, or there is a single one.
     """
     _refuse_single(batches, "batches")
-    hooks = []
+    run, copies = copied_to_run(model)
+    hooks, count = [], 0
     try:
         for module, function in watching:
-            hooks.append(module.register_forward_pre_hook(_hook(function), with_kwargs=True))
-        count = 0
-        with _eval_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code skips new hooks
-            for batch in progress(batches, "calibration"):
+            hooks.append(copies[module].register_forward_pre_hook(_hook(function), with_kwargs=True))
+        with _eval_mode(run), torch.no_grad(), torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"):
+            for batch in progress(batches, "calibration"):  # compiled code would skip new hooks
                 arguments, keywords = _arguments(batch)
-                model(*arguments, **keywords)
+                try:
+                    run(*arguments, **keywords)
+                except Exception as error:
+                    error.add_note(f"This was batch {count} of those that are run through the model.")
+                    raise
                 count += 1
     finally:
         for hook in hooks:
-            hook.remove()
+            hook.remove()  # layers that are already quantized are the model's own
     if count == 0:
         raise ValueError(f"calibration is empty; {_GIVE}")
 
@@ -317,17 +324,17 @@ def data_hash(batches: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for batch in batches:
         for value in tensors_in(_arguments(batch)):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            for part in _dense_parts(value.detach().cpu()):
+                digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Go through the tensors in tuples, lists and dicts in each other, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, Mapping)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(part)
+def _dense_parts(x: Tensor) -> tuple[Tensor, ...]:
+    """A tensor, or the indices and values of a sparse one."""
+    if x.layout == torch.strided:
+        return (x,)
+    x = x.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+    return x.indices(), x.values()
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ table: `quantization_map`.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
@@ -28,6 +27,8 @@ from qlab.model.observers import OBSERVERS, Observer
 from qlab.model.qat_layers import QATLayer
 from qlab.model.recipe import Recipe, get_recipe
 from qlab.model.record import Inputs, collect_inputs, data_hash, listed_batches
+from qlab.model.state import QUANTIZED, copied
+from qlab.model.trace import weights_read
 from qlab.number.codec import cast
 from qlab.show.table import Table
 from qlab.tensor.qtensor import QTensor
@@ -37,7 +38,6 @@ from qlab.tensor.scheme import Scheme
 __all__ = ["LayerChange", "quantization_map", "quantize_model", "static_range"]
 
 _METHODS: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq, "adaround": adaround}
-_QUANTIZED = (QuantizedLinear, QuantizedConv, QuantizedEmbedding)
 _TORCHS_QUANTIZED = re.compile(r"torch\.ao\.nn\.(intrinsic\.)?(quantized|qat)\b")
 _KINDS: dict[str, type[nn.Module]] = {
     "Linear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Embedding": nn.Embedding,
@@ -55,7 +55,7 @@ class LayerChange:
     weights, activations, how : str
         Schemes and how the layer computes; or, where it was left, the reason.
     bytes_before, bytes_after : int
-        Of its parameters.
+        Of what a state dict holds of it, but for the text that says what packed bytes mean.
     sqnr : float or None
         Signal to quantization noise of the weights, in decibels.
     """
@@ -131,16 +131,15 @@ def quantize_model(
         raise ValueError(f"the recipe ({recipe}) needs to see data; give calibration=, an iterable of batches")
     result = fuse(model)
     inputs, ranges = _look(result, recipe, chosen, batches)
-    changes = [_unless_folded(change, result) for change in left]
+    changes = [_after_fusing(change, result) for change in left]
     with Progress(len(chosen)) as progress:
         for name in chosen:
             progress.begin(name)
-            before = bytes_of(model.get_submodule(name).parameters(recurse=False))
+            before = own_bytes(model.get_submodule(name))
             layer, seen, static = result.get_submodule(name), inputs.get(name), ranges.get(name)
             new, change = _quantize_layer(layer, name, recipe, seen, static, before, fake=fake)
             result = replace_layer(result, name, new)
             changes.append(change)
-    leave_fast_path(result)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
     result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
     result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
@@ -150,7 +149,7 @@ def quantize_model(
 
 
 def quantization_map(model: nn.Module) -> Table:
-    """Return the table of what `quantize_model` did: a line for each layer with parameters, and the calibration data's hash.
+    """Return the table of what `quantize_model` did: a line for each layer that holds numbers, and the calibration data's hash.
 
     Raises
     ------
@@ -172,7 +171,7 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, _QUANTIZED) or _TORCHS_QUANTIZED.match(type(module).__module__):
+        if isinstance(module, QUANTIZED) or _TORCHS_QUANTIZED.match(type(module).__module__):
             raise ValueError(f"the model is already quantized ({name!r} is a quantized layer); start from the original")
         if isinstance(module, QATLayer):
             raise ValueError(
@@ -191,16 +190,16 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
     kinds = tuple(_KINDS[kind] for kind in recipe.types)
     if recipe.embeddings is not None:
         kinds = (*kinds, nn.Embedding)
+    read = weights_read(model)
     chosen, left = [], []
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if not own:
+        size = own_bytes(module)
+        if not size and not isinstance(module, kinds):
             continue
-        why = _why_left(module, name, kinds, recipe)
+        why = _why_left(module, name, kinds, recipe, read)
         if why is None:
             chosen.append(name)
             continue
-        size = bytes_of(own)
         left.append(LayerChange(name, type(module).__name__, "", "", why, size, size))
     if not chosen and not any("min_size" in change.how for change in left):
         there = [f"{name or '(the model)'}: {type(m).__name__}" for name, m in model.named_modules() if list(m.parameters(False))]
@@ -208,7 +207,9 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
     return chosen, left
 
 
-def _why_left(module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], recipe: Recipe) -> str | None:
+def _why_left(
+    module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], recipe: Recipe, read: set[str]
+) -> str | None:  # fmt: skip
     """The reason why a layer is left; None if it is taken."""
     if type(module) not in kinds:
         if type(module) in _KINDS.values():
@@ -217,6 +218,8 @@ def _why_left(module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], 
             return "left: its weight is parametrized; remove_parametrizations makes it permanent"
         if isinstance(module, tuple(_KINDS.values())):
             return "left: a class of its own, whose forward may differ"
+        if isinstance(module, parametrize.ParametrizationList):
+            return "left: a parametrized weight; remove_parametrizations makes it permanent"
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)):
             return "left: normalization stays in floats"
         return "left: qlab has no such layer"
@@ -224,7 +227,13 @@ def _why_left(module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], 
         return "left: max_norm changes its rows as they are looked up"
     if not recipe.takes(name):
         return "left: by its name"
-    if module.weight.numel() < recipe.min_size:  # type: ignore[operator]
+    if "forward" in vars(module):
+        return "left: its forward was replaced by another"
+    if not isinstance(module.weight, nn.Parameter):
+        return "left: its weight is no parameter"
+    if name in read:
+        return "left: the model computes with its weight itself"
+    if module.weight.numel() < recipe.min_size:
         return f"left: below min_size={recipe.min_size}"
     return None
 
@@ -235,7 +244,7 @@ def check_weights(model: nn.Module, chosen: list[str]) -> None:
         weight: Any = model.get_submodule(name).weight
         if not weight.numel():
             raise ValueError(f"layer {name!r} of shape {tuple(weight.shape)} has no weights; leave it out (skip=({name!r},))")
-        if not weight.is_meta and (wrong := weight.numel() - int(torch.isfinite(weight).sum())):
+        if not weight.is_meta and (wrong := int((~torch.isfinite(weight.detach())).sum())):
             raise ValueError(
                 f"layer {name!r} of shape {tuple(weight.shape)}: the weight holds {wrong} infinities or NaN, which have no "
                 "scale; load or train it again"
@@ -323,10 +332,11 @@ def _quantize_layer(
     )  # fmt: skip
 
 
-def _unless_folded(change: LayerChange, fused: nn.Module) -> LayerChange:
-    """The line of a layer that was left; another one of batch normalization that is gone."""
-    if not isinstance(fused.get_submodule(change.name), nn.Identity):
-        return change
+def _after_fusing(change: LayerChange, fused: nn.Module) -> LayerChange:
+    """The line of a layer that was left: it may have got a bias, or be batch normalization that is gone."""
+    module = fused.get_submodule(change.name)
+    if not isinstance(module, nn.Identity):
+        return replace(change, bytes_after=own_bytes(module))
     return replace(change, how="folded into the layer before", bytes_after=0)
 
 
@@ -351,7 +361,7 @@ def _codes(
 def _rounded(model: nn.Module, recipe: Recipe, batches: list[Any] | None, show: bool) -> nn.Module:
     """All floating-point parameters and buffers rounded to a format; in torch's own dtype where it has one."""
     assert recipe.dtype is not None
-    result, fmt = copy.deepcopy(model), recipe.dtype
+    result, fmt = copied(model), recipe.dtype
     own = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(fmt.name)
     before = {name: p.numel() * p.element_size() for name, p in result.named_parameters()}
     for name, tensor in (*result.named_parameters(), *result.named_buffers()):
@@ -375,18 +385,16 @@ def _rounded(model: nn.Module, recipe: Recipe, batches: list[Any] | None, show: 
     return result
 
 
-def leave_fast_path(model: nn.Module) -> None:
-    """Make torch's encoder layers call their linear layers, which they do not where they compute from the weights at once."""
-    kinds = (*_QUANTIZED, QATLayer)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, kinds) for m in module.modules()):
-            module.activation_relu_or_gelu = 0
-
-
 def sqnr_of(weight: Tensor, rounded: Tensor) -> float | None:
     """Return the signal to quantization noise in decibels; None where nothing was lost."""
     noise = (rounded.double() - weight.reshape(rounded.shape).double()).square().sum()
     return None if noise == 0 else 10 * float(torch.log10(weight.double().square().sum() / noise))
+
+
+def own_bytes(module: nn.Module) -> int:
+    """Return how many bytes of a state dict are a module's own, and not of its parts."""
+    lasting = [b for name, b in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set]
+    return bytes_of([*module.parameters(recurse=False), *lasting])
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from networks import cnn, mlp
+from networks import cnn, held_bytes, mlp
 from torch import nn
 
 import qlab
@@ -15,11 +15,13 @@ from qlab.model.methods import rtn
 def test_the_map_names_batch_normalization_folded_or_not():
     first = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
     for model in (first, cnn()):
-        rows = qlab.quantization_map(qlab.quantize_model(model, qlab.Recipe("int8-channel"), show=False)).rows
-        assert sum(row[5] for row in rows) == sum(p.nbytes for p in model.parameters())
+        quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel"), show=False)
+        rows = qlab.quantization_map(quantized).rows
+        assert sum(row[5] for row in rows) == held_bytes(model)
+        assert sum(row[6] for row in rows) == held_bytes(quantized)
         assert {row[0] for row in rows} == {name for name, m in model.named_modules() if list(m.parameters(recurse=False))}
     how = {row[0]: (row[4], row[6]) for row in qlab.quantization_map(qlab.quantize_model(first, "weight_only_int8")).rows}
-    assert how["0"] == ("left: normalization stays in floats", 64)
+    assert how["0"] == ("left: normalization stays in floats", 136)
     assert how["2"] == ("folded into the layer before", 0)
 
 

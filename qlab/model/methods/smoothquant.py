@@ -23,9 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qlab.model.fuse import refuse_training, refuse_without_numbers
+from qlab.model.fuse import leave_fast_path, refuse_training, refuse_without_numbers
 from qlab.model.outputs import outputs_of
-from qlab.model.record import Inputs, collect_inputs, listed_batches, run_batches, tensors_in
+from qlab.model.record import Inputs, collect_inputs, listed_batches, run_batches
+from qlab.model.state import copied, tensors_in
 from qlab.show.table import Table
 from qlab.tensor.quantize import fake_quantize
 from qlab.tensor.scheme import Scheme, get_scheme
@@ -269,7 +270,8 @@ def smooth_model(model: nn.Module, batches: Iterable[Any], *, alpha: float | Lit
     refuse_training(model)
     refuse_without_numbers(model)
     listed = listed_batches(batches)
-    result: Any = deepcopy(model)
+    result: Any = copied(model)
+    leave_fast_path(result)
     readers = _readers(result, listed)
     if not any(readers.values()):
         raise ValueError(
