@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from types import TracebackType
 from typing import TypeVar
 
@@ -65,7 +66,7 @@ class Progress:
 
 def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
     """Go through items, and say which of them it is."""
-    with Progress(len(items) if isinstance(items, Sized) else None) as line:
+    with Progress(length_hint(items, 0) or None) as line:
         for item in items:
             line.begin(what)
             yield item

@@ -301,6 +301,10 @@ def _by_mx(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scale) -
     return _power(power, absmax)
 
 
+def _by_unit(rows: Tensor, low: Tensor, high: Tensor, fmt: Format, scale: Scale) -> Tensor:
+    return torch.ones_like(high)
+
+
 def _power(power: Tensor, absmax: Tensor) -> Tensor:
     """2**power where there is anything, from its bits."""
     layout = FLOAT64 if absmax.dtype is torch.float64 else FLOAT32
@@ -312,7 +316,7 @@ def _power(power: Tensor, absmax: Tensor) -> Tensor:
 
 _RULES: dict[str, Callable[[Tensor, Tensor, Tensor, Format, Scale], Tensor]] = {
     "absmax": _by_absmax, "signed_absmax": _by_signed_absmax, "mean_abs": _by_mean_abs, "power_of_two": _by_power_of_two,
-    "mx": _by_mx,
+    "mx": _by_mx, "unit": _by_unit,
 }  # fmt: skip
 
 

@@ -4,7 +4,8 @@
 
 `emulate` rounds what goes into the products of linear layers and convolutions, on the way there and on the way back; all else
 stays in float32. `round_weights` trains without master weights, `underflow_report` says how much of each gradient a format
-loses, and `LossScaler` (`qlab.model.loss_scaler`) keeps gradients from that.
+loses, and `LossScaler` (`qlab.model.loss_scaler`) keeps gradients from that. `autocast_report` (`qlab.model.autocast`) shows
+which operation torch's autocast runs in which dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 
 from qlab._check import one_of
+from qlab.model.autocast import autocast_report
 from qlab.model.loss_scaler import LossScaler, parameters_of
+from qlab.model.state import tensors_in
 from qlab.number.codec import OVERFLOWS, cast
 from qlab.number.formats import FORMATS, FloatFormat, Format, IntFormat, TableFormat, get_format
 from qlab.number.measures import format_report
@@ -32,7 +35,7 @@ from qlab.show.table import Table
 from qlab.tensor.quantize import fake_quantize
 from qlab.tensor.scheme import Scheme, get_scheme
 
-__all__ = ["LossScaler", "emulate", "round_weights", "underflow_report"]
+__all__ = ["LossScaler", "autocast_report", "emulate", "round_weights", "underflow_report"]
 
 Rounder = Callable[[Tensor, int], Tensor]
 """Rounds a tensor; the second argument is the axis along which a scheme's blocks run."""
@@ -56,6 +59,12 @@ _OUT_OF_REACH: dict[Any, str] = {
     functional.bilinear: "nn.Bilinear",
 }  # fmt: skip
 """What multiplies by weights where no rounding can be put in between."""
+
+_BARE = (
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv,
+    Tensor.mv, torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm, torch.einsum, torch.tensordot,
+)  # fmt: skip
+"""Products of anything; of which axes are channels they know nothing."""
 
 
 @contextmanager
@@ -105,7 +114,8 @@ def emulate(
     The bias is added to the rounded product, and its gradient comes from the gradient before rounding. Blocks of schemes
     run along the channels of what they round (the input's for weights), in both directions: weights are not quantized a
     second time, along the other axis, for the way back. Products of activations with each other (attention) stay as they
-    are. Only forward passes need to lie inside the context; the way back remembers.
+    are. Only forward passes need to lie inside the context; the way back remembers. Activation checkpointing
+    (`torch.utils.checkpoint`) computes forwards anew on the way back, where nothing is rounded: leave it out.
 
     Micikevicius et al., "FP8 formats for deep learning", 2022. Book: chapter 14.
 
@@ -255,6 +265,11 @@ class _Emulation(TorchFunctionMode):
         if func in _OUT_OF_REACH:
             where = _OUT_OF_REACH[func]
             raise ValueError(f"emulate cannot round inside of {where}; build it from Linear layers, or leave it outside")
+        if func in _BARE and any(_is_weight(x) for x in tensors_in(args)):
+            raise ValueError(
+                f"emulate rounds products with weights in torch.nn.functional.linear and convolutions, not in {func.__name__}; "
+                "write the product as functional.linear(x, weight)"
+            )
         return func(*args, **(kwargs or {}))
 
     def _product(self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **how: Any) -> Tensor:
@@ -263,6 +278,11 @@ class _Emulation(TorchFunctionMode):
         w = _rounded(weight, self.forward, self.accumulate, weight_axis)
         y = _rounded(func(x, w, None, *args, **how), self.accumulate, self.backward, axis)
         return y if bias is None else y + bias.reshape(-1, *[1] * (-1 - axis))
+
+
+def _is_weight(x: Tensor) -> bool:
+    """Whether a tensor is a parameter, or a view of one."""
+    return isinstance(x, nn.Parameter) or isinstance(x._base, nn.Parameter)
 
 
 class _Rounded(torch.autograd.Function):

@@ -44,6 +44,7 @@ STEPS = ("absmax", "lsq")
 CLIPS = ("none", "pact")
 
 
+@torch.inference_mode(False)  # else nothing could be trained
 def prepare_qat(
     model: nn.Module, recipe: str | Recipe, *, steps: str = "absmax", clip: str = "none", gradient: str = "pass",
     decay: float = 0.99, freeze_after: int | None = None,
@@ -120,6 +121,8 @@ def prepare_qat(
     _check_recipe(recipe, steps, clip, gradient)
     check_model(model)
     chosen, _ = _choose(model, recipe)
+    if not chosen:
+        raise ValueError(f"the recipe ({recipe}) leaves all layers as they are; lower min_size")
     check_weights(model, chosen)
     result = copied(model)
     norms = dict(pairs_to_fuse(result))
@@ -146,6 +149,7 @@ def prepare_qat(
     return result
 
 
+@torch.inference_mode(False)
 def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
     """Return the quantized model that a prepared one was trained to be.
 
@@ -172,6 +176,14 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
     -----
     Codes are those that the prepared model rounds to, exactly; outputs agree up to the rounding of float sums. Book:
     chapter 14.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> prepared = qlab.prepare_qat(torch.nn.Sequential(torch.nn.Linear(64, 8)), qlab.Recipe("int4-channel"))
+    >>> prepared(torch.ones(4, 64)).sum().backward()  # train as ever
+    >>> qlab.quantization_map(qlab.convert(prepared, show=False)).rows[0][:5]
+    ('0', 'Linear', 'int4-channel', 'as they are', 'dequantized on the fly')
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")

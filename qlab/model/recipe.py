@@ -218,7 +218,7 @@ def _recipes() -> dict[str, Recipe]:
         "fp8_dynamic": {"weights": "e4m3-channel", "activations": "e4m3-row", "types": ("Linear",)},
         "mxfp4": {"weights": "mxfp4", "activations": "mxfp4", "types": ("Linear",)},
         "tflite_dynamic_range": {"weights": "int8-channel", "activations": "int8-asym"},
-        "tflite_float16": {"dtype": "float16"},
+        "tflite_float16": {"weights": "float16-unit", "types": TYPES},  # brought back to float32, as TFLite does on a CPU
         "tflite_full_integer": {"weights": "int8-channel", "activations": _static("int8-asym")},
         "tflite_int16x8": {"weights": "int8-channel", "activations": _static("int16")},
     }

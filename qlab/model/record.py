@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,9 @@ from torch.nn import functional as F
 from qlab._progress import progress
 from qlab.model.state import copied_to_run, tensors_in
 
-__all__ = ["Inputs", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches"]
+__all__ = [
+    "Batches", "Inputs", "arguments_of", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches",
+]  # fmt: skip
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
@@ -245,7 +248,19 @@ def collect_inputs(
 
 
 def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[Any]:
-    """Return batches as a list, which can be gone through again and again.
+    """Return batches as a list, which can be gone through again and again; as `Batches`, it refuses what is no batch."""
+    return list(Batches(batches, argument))
+
+
+class Batches:
+    """Batches that are checked, and hashed, one by one as they are gone through: none has to stay in memory.
+
+    Parameters
+    ----------
+    batches : iterable
+        Each a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+    argument : str
+        What it is called where it is refused.
 
     Raises
     ------
@@ -253,15 +268,51 @@ def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[An
         If it is a single batch, or no iterable, or a batch is not a tensor, a tuple or a dict.
     ValueError
         If there are none, or a tensor holds NaN. (Infinities are allowed: masks hold them.)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.record import Batches, data_hash
+    >>> batches = Batches(torch.ones(2) for _ in range(3))
+    >>> len(list(batches)), batches.hash == data_hash([torch.ones(6)])
+    (3, True)
     """
-    _refuse_single(batches, argument)
-    listed = list(batches)
-    if not listed:
-        raise ValueError(f"{argument} is empty; {_GIVE}")
-    for number, batch in enumerate(listed):
-        if wrong := sum(int(p.isnan().sum()) for x in tensors_in(_arguments(batch)) for p in _dense_parts(x)):
-            raise ValueError(f"{argument}: batch {number} holds {wrong} NaN; clean the batches, as with torch.nan_to_num")
-    return listed
+
+    def __init__(self, batches: Iterable[Any], argument: str = "batches") -> None:
+        _refuse_single(batches, argument)
+        self.batches, self.argument, self._digest = batches, argument, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._digest, number = hashlib.sha256(), -1
+        for number, batch in enumerate(self.batches):
+            if wrong := sum(int(part.isnan().sum()) for part in _parts(batch)):
+                raise ValueError(f"{self.argument}: batch {number} holds {wrong} NaN; clean them, as with torch.nan_to_num")
+            _add_to(self._digest, batch)
+            yield batch
+        if number < 0:
+            raise ValueError(f"{self.argument} is empty; {_GIVE}")
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.batches, 0)
+
+    @property
+    def hash(self) -> str:
+        """The `data_hash` of what was gone through."""
+        return self._digest.hexdigest()
+
+
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the positional and the keyword arguments that a batch stands for; a TypeError if it is none."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, tuple):
+        return batch, {}
+    if isinstance(batch, Mapping):
+        return (), batch
+    raise TypeError(
+        f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
+        "of a loader of (x, label), give ((x,) for x, label in loader)"
+    )
 
 
 def run_batches(
@@ -286,7 +337,7 @@ def run_batches(
             hooks.append(copies[module].register_forward_pre_hook(_hook(function), with_kwargs=True))
         with _eval_mode(run), torch.no_grad(), torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"):
             for batch in progress(batches, "calibration"):  # compiled code would skip new hooks
-                arguments, keywords = _arguments(batch)
+                arguments, keywords = arguments_of(batch)
                 try:
                     run(*arguments, **keywords)
                 except Exception as error:
@@ -312,7 +363,7 @@ def data_hash(batches: Iterable[Any]) -> str:
     Returns
     -------
     digest : str
-        64 hexadecimal digits.
+        64 hexadecimal digits. Exact: the same on every machine of the same byte order.
 
     Examples
     --------
@@ -323,18 +374,8 @@ def data_hash(batches: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256()
     for batch in batches:
-        for value in tensors_in(_arguments(batch)):
-            for part in _dense_parts(value.detach().cpu()):
-                digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        _add_to(digest, batch)
     return digest.hexdigest()
-
-
-def _dense_parts(x: Tensor) -> tuple[Tensor, ...]:
-    """A tensor, or the indices and values of a sparse one."""
-    if x.layout == torch.strided:
-        return (x,)
-    x = x.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-    return x.indices(), x.values()
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
@@ -361,17 +402,19 @@ def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Modul
     return {name: known[name] for name in asked}
 
 
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if isinstance(batch, tuple):
-        return batch, {}
-    if isinstance(batch, Mapping):
-        return (), batch
-    raise TypeError(
-        f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
-        "of a loader of (x, label), give ((x,) for x, label in loader)"
-    )
+def _parts(batch: Any) -> Iterator[Tensor]:
+    """The tensors in a batch; of a sparse one its indices and its values."""
+    for x in tensors_in(arguments_of(batch)):
+        if x.layout == torch.strided:
+            yield x
+        else:
+            coordinates = x.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+            yield from (coordinates.indices(), coordinates.values())
+
+
+def _add_to(digest: Any, batch: Any) -> None:
+    for part in _parts(batch):
+        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

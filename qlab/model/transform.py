@@ -26,7 +26,7 @@ from qlab.model.methods import adaround, awq, gptq, hqq, rtn
 from qlab.model.observers import OBSERVERS, Observer
 from qlab.model.qat_layers import QATLayer
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.record import Inputs, collect_inputs, data_hash, listed_batches
+from qlab.model.record import Batches, Inputs, collect_inputs
 from qlab.model.state import QUANTIZED, copied
 from qlab.model.trace import weights_read
 from qlab.number.codec import cast
@@ -70,6 +70,7 @@ class LayerChange:
     sqnr: float | None = None
 
 
+@torch.inference_mode(False)  # else what comes back could not be loaded into
 def quantize_model(
     model: nn.Module, recipe: str | Recipe, calibration: Iterable[Any] | None = None, *, fake: bool = False,
     show: bool = True,
@@ -81,11 +82,13 @@ def quantize_model(
     model : nn.Module
         In eval mode; not changed.
     recipe : str or Recipe
-        What to do, see `qlab.RECIPES`.
+        What to do, see `qlab.RECIPES`. After ``float16`` and ``bfloat16`` the model computes in that dtype and takes inputs in
+        it, as after ``model.half()``.
     calibration : iterable, optional
         Batches for recipes that must see data: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
     fake : bool
-        Keep weights as floats that are already rounded, and round inputs to floats: to study the error alone.
+        Keep weights as floats that are already rounded, and round inputs to floats: to study the error alone. Of recipes with
+        a dtype, which round all parameters and nothing else, it changes nothing.
     show : bool
         Print the map of what was done.
 
@@ -122,7 +125,7 @@ def quantize_model(
     check_model(model)
     refuse_training(model)
     refuse_without_numbers(model)
-    batches = None if calibration is None else listed_batches(calibration, "calibration")
+    batches = None if calibration is None else Batches(calibration, "calibration")
     if recipe.dtype is not None:
         return _rounded(model, recipe, batches, show)
     chosen, left = _choose(model, recipe)
@@ -142,7 +145,7 @@ def quantize_model(
             changes.append(change)
     order = {name: place for place, (name, _) in enumerate(result.named_modules())}
     result.quantization_changes = sorted(changes, key=lambda change: order.get(change.name, len(order)))  # type: ignore[assignment]
-    result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
+    result.calibration_hash = None if batches is None else batches.hash  # type: ignore[assignment]
     if show:
         print(quantization_map(result))
     return result
@@ -154,7 +157,16 @@ def quantization_map(model: nn.Module) -> Table:
     Raises
     ------
     ValueError
-        If the model does not come from `quantize_model`.
+        If the model does not come from `quantize_model` or `convert`.
+
+    Examples
+    --------
+    >>> import torch, qlab
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.LayerNorm(8)).eval()
+    >>> small = qlab.quantize_model(model, qlab.Recipe(weights="int8-tensor"), show=False)
+    >>> [row[:5] for row in qlab.quantization_map(small).rows]  # doctest: +NORMALIZE_WHITESPACE
+    [('0', 'Linear', 'int8-tensor', 'as they are', 'dequantized on the fly'),
+     ('1', 'LayerNorm', '', '', 'left: normalization stays in floats')]
     """
     changes: list[LayerChange] | None = getattr(model, "quantization_changes", None)
     if changes is None:
@@ -249,6 +261,9 @@ def check_weights(model: nn.Module, chosen: list[str]) -> None:
                 f"layer {name!r} of shape {tuple(weight.shape)}: the weight holds {wrong} infinities or NaN, which have no "
                 "scale; load or train it again"
             )
+        bias: Any = getattr(model.get_submodule(name), "bias", None)
+        if bias is not None and not bias.is_meta and (wrong := int((~torch.isfinite(bias.detach())).sum())):
+            raise ValueError(f"layer {name!r}: the bias holds {wrong} infinities or NaN; load or train it again")
     owners: dict[int, list[str]] = {}  # by where the numbers lie
     for name, parameter in model.named_parameters(remove_duplicate=False):
         place = 0 if nn.parameter.is_lazy(parameter) else parameter.data_ptr()
@@ -262,11 +277,13 @@ def check_weights(model: nn.Module, chosen: list[str]) -> None:
 
 
 def _look(
-    model: nn.Module, recipe: Recipe, chosen: list[str], batches: list[Any] | None
+    model: nn.Module, recipe: Recipe, chosen: list[str], batches: Batches | None
 ) -> tuple[dict[str, Inputs], dict[str, StaticRange]]:
     """Run the calibration: what the methods need of the inputs, and the ranges of static activations."""
-    if batches is None or not recipe.needs_calibration:
+    if batches is None:
         return {}, {}
+    if not recipe.needs_calibration:
+        return _only_hashed(batches), {}
     layers = [name for name in chosen if not isinstance(model.get_submodule(name), nn.Embedding)]
     observers = {}
     if recipe.activations is not None and recipe.activations.when == "static":
@@ -286,6 +303,12 @@ def _look(
         assert recipe.activations is not None
         ranges[name] = static_range(lowest, highest, recipe.activations)
     return inputs, ranges
+
+
+def _only_hashed(batches: Batches) -> dict[str, Inputs]:
+    for _ in batches:
+        pass
+    return {}
 
 
 @dataclass
@@ -358,9 +381,11 @@ def _codes(
     return quantize(flat * scales, scheme), 1 / scales
 
 
-def _rounded(model: nn.Module, recipe: Recipe, batches: list[Any] | None, show: bool) -> nn.Module:
+def _rounded(model: nn.Module, recipe: Recipe, batches: Batches | None, show: bool) -> nn.Module:
     """All floating-point parameters and buffers rounded to a format; in torch's own dtype where it has one."""
     assert recipe.dtype is not None
+    if batches is not None:
+        _only_hashed(batches)
     result, fmt = copied(model), recipe.dtype
     own = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(fmt.name)
     before = {name: p.numel() * p.element_size() for name, p in result.named_parameters()}
@@ -374,12 +399,13 @@ def _rounded(model: nn.Module, recipe: Recipe, batches: list[Any] | None, show: 
                 )
             tensor.data = rounded
     if own is not None:
-        result = result.to(own)
-    result.quantization_changes = [  # type: ignore[assignment]
-        LayerChange(name, "parameter", fmt.name, "", "in that dtype" if own else "rounded", before[name], p.nbytes)
-        for name, p in result.named_parameters()
-    ]
-    result.calibration_hash = None if batches is None else data_hash(batches)  # type: ignore[assignment]
+        result._apply(lambda x: x.to(own) if x.is_floating_point() else x)  # type: ignore[no-untyped-call]  # complex numbers stay
+    changes = []
+    for name, p in result.named_parameters():
+        how = "left: no real numbers" if not p.is_floating_point() else "in that dtype" if own else "rounded"
+        changes.append(LayerChange(name, "parameter", fmt.name if p.is_floating_point() else "", "", how, before[name], p.nbytes))
+    result.quantization_changes = changes  # type: ignore[assignment]
+    result.calibration_hash = None if batches is None else batches.hash  # type: ignore[assignment]
     if show:
         print(quantization_map(result))
     return result

@@ -4,8 +4,8 @@
 
 FORMAT   any name of `qlab.FORMATS` or an alias, or a codebook: fp4_bnb, af4, ternary, binary, logN, kmeansN, mxint8
 BLOCKS   tensor (unless given), channel, axisN, row, bN (along the last axis), bNxM (tiles), flatN (of the flattened tensor)
-OPTION   asym (integer zero), min (float minimum), signed, mean, pow2, mse, entropy, pN (percentile), mx, mx_ceil,
-         mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq
+OPTION   asym (integer zero), min (float minimum), signed, mean, pow2, unit, mse, entropy, pN (percentile), mx,
+         mx_ceil, mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq
 STORED   what the scales are stored in: a format (f16, bf16, e8m0, e4m3), or again a notation
 
 nf4, fp4_bnb and af4 are bitsandbytes': ``bN`` is of the flattened tensor (64 unless given), scales are multiplied by, the
@@ -26,11 +26,13 @@ __all__ = ["GRAMMAR", "compose", "parse"]
 
 GRAMMAR = (
     "FORMAT[-BLOCKS][-OPTION...][/STORED], as in 'int4-b128-asym', 'nf4-b64-dq', 'int4-b32/f16': "
-    "BLOCKS are tensor, channel, axisN, row, bN, bNxM or flatN; OPTIONs asym, min, signed, mean, pow2, mse, entropy, pN, mx, "
-    "mx_ceil, mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq; STORED is a format or again a notation"
+    "BLOCKS are tensor, channel, axisN, row, bN, bNxM or flatN; OPTIONs asym, min, signed, mean, pow2, unit, mse, entropy, pN, "
+    "mx, mx_ceil, mx_nearest_even, mx_up, center, reciprocal, late, high_first, dq; STORED is a format or again a notation"
 )
 _SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
-_RULES = {"signed": "signed_absmax", "mean": "mean_abs", "pow2": "power_of_two", "mse": "mse", "entropy": "entropy"}
+_RULES = {
+    "signed": "signed_absmax", "mean": "mean_abs", "pow2": "power_of_two", "mse": "mse", "entropy": "entropy", "unit": "unit",
+}  # fmt: skip
 _BITSANDBYTES = {"nf4": "nf4_bnb", "fp4_bnb": "fp4_bnb", "af4": "af4"}  # the word, the format's name
 _WHOLE: dict[str, Blocks] = {"tensor": PerTensor(), "channel": PerAxis(0), "row": PerRow()}
 _DOUBLE = "dynamic8-flat256-center-reciprocal"

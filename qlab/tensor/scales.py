@@ -127,6 +127,10 @@ def _mx(extent: Extent, fmt: Format, scale: Scale) -> Array:
     return np.asarray(_power(power, absmax))
 
 
+def _unit(extent: Extent, fmt: Format, scale: Scale) -> Array:
+    return np.ones_like(extent.highest)
+
+
 def _fraction_bits(fmt: Format) -> int:
     """How many bits follow the first one of the largest values."""
     if isinstance(fmt, FloatFormat):
@@ -150,6 +154,7 @@ def _not_lost(scale: Array, extreme: Array) -> Array:
 
 _RULES: dict[str, Callable[[Extent, Format, Scale], Array]] = {
     "absmax": _absmax, "signed_absmax": _signed_absmax, "mean_abs": _mean_abs, "power_of_two": _power_of_two, "mx": _mx,
+    "unit": _unit,
 }  # fmt: skip
 
 

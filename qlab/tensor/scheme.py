@@ -22,11 +22,11 @@ from qlab.tensor.packing import ORDERS
 __all__ = ["MX_ROUNDINGS", "RULES", "SCHEMES", "Fitted", "Scale", "Scheme", "get_scheme"]
 
 RULES = (
-    "absmax", "minmax", "signed_absmax", "percentile", "mse", "entropy", "mean_abs", "power_of_two", "mx",
+    "absmax", "minmax", "signed_absmax", "percentile", "mse", "entropy", "mean_abs", "power_of_two", "mx", "unit",
 )  # fmt: skip
 MX_ROUNDINGS = ("floor", "ceil", "nearest_even", "up")
 ZEROS = (None, "integer", "min")
-_SYMMETRIC = ("absmax", "signed_absmax", "entropy", "mean_abs", "power_of_two", "mx")
+_SYMMETRIC = ("absmax", "signed_absmax", "entropy", "mean_abs", "power_of_two", "mx", "unit")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Scale:
         percentile are clipped. ``mse``: the range with the least mean squared error. ``entropy``: the range whose
         histogram loses the least information (Kullback and Leibler). ``mean_abs``: the mean magnitude, for codes -1 and
         1. ``power_of_two``: the smallest power of two that clips nothing. ``mx``: the power of two of OCP's
-        microscaling formats.
+        microscaling formats. ``unit``: 1, whatever the values; what is beyond the format is clipped.
     stored : Format or Scheme, optional
         In what the scales are stored; float32 (float64 for float64 input) unless given.
     percent : float

