@@ -286,7 +286,8 @@ class Batches:
         self._digest, number = hashlib.sha256(), -1
         for number, batch in enumerate(self.batches):
             if wrong := sum(int(part.isnan().sum()) for part in _parts(batch)):
-                raise ValueError(f"{self.argument}: batch {number} holds {wrong} NaN; clean them, as with torch.nan_to_num")
+                remedy = "clean the batches, as with torch.nan_to_num"
+                raise ValueError(f"{self.argument}: batch {number} holds {wrong} NaN; {remedy}")
             _add_to(self._digest, batch)
             yield batch
         if number < 0:

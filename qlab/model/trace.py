@@ -59,6 +59,12 @@ def _asks_only(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
+class _Tracer(fx.Tracer):
+    """One that sees where buffers are read, as it does for parameters."""
+
+    proxy_buffer_attributes = True
+
+
 def _search(module: nn.Module, name: str, once: Callable[[tuple[str, str]], bool], *, called: bool = True) -> Pairs:
     """Find the pairs within a module; `called` says whether it is known that the model calls it, and not the parts of it."""
     prefix = f"{name}." if name else ""
@@ -80,7 +86,7 @@ def _search(module: nn.Module, name: str, once: Callable[[tuple[str, str]], bool
 
 def _only_called(module: nn.Module, key: str) -> bool:
     """Whether the code of a module, from its forward on, calls a part of it and does nothing else with it."""
-    seen, ahead = {"forward"}, ["forward"]
+    seen, ahead, calls = {"forward"}, ["forward"], 0
     while ahead:
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(type(module), ahead.pop()))))
@@ -96,10 +102,11 @@ def _only_called(module: nn.Module, key: str) -> bool:
             name = attribute.attr
             if (hasattr(nn.Module, name) and name != "training") or (name == key and id(attribute) not in called):
                 return False  # such as self.children()
+            calls += name == key
             if callable(getattr(type(module), name, None)) and name not in seen:
                 seen.add(name)
                 ahead.append(name)
-    return True
+    return calls > 0
 
 
 def _graphs(module: nn.Module) -> list[fx.Graph] | None:
@@ -119,7 +126,7 @@ def _traced(module: nn.Module, arguments: dict[str, Any] | None = None) -> fx.Gr
     try:
         run, _ = copied_to_run(module)
         with torch.random.fork_rng([]):
-            return fx.Tracer().trace(run, concrete_args=arguments)
+            return _Tracer().trace(run, concrete_args=arguments)
     except Exception:  # the tracer refuses in many ways
         return None
 

@@ -380,3 +380,51 @@ def test_round_weights_rounds_all_or_nothing():
 def test_a_first_scale_that_float32_cannot_hold_is_refused(initial):
     with pytest.raises(ValueError, match=r"initial=.*positive, finite"):
         qlab.amp.LossScaler(initial=initial)
+
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, *, target):
+        return F.mse_loss(torch.relu(self.linear(x)) @ x.T, target)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_autocast_report_is_what_torch_does(dtype):
+    model, x, target = Loss(), torch.randn(3, 4), torch.randn(3, 3)
+    report = qlab.amp.autocast_report(model, {"x": x, "target": target}, dtype)
+    found = {row[1]: row for row in report.rows}
+    assert found["linear"] == ("linear", "linear", "float32", dtype)
+    assert found["relu"] == ("", "relu", dtype, dtype)
+    assert found["__matmul__"][2:] == (f"{dtype}, float32", dtype)
+    assert found["mse_loss"][3] == "float32"
+    with torch.autocast("cpu", getattr(torch, dtype)):
+        assert str(model.linear(x).dtype) == f"torch.{found['linear'][3]}"
+        assert model(x, target=target).dtype == torch.float32
+    assert not model._forward_hooks
+    assert model.linear.weight.dtype == torch.float32
+
+
+def test_autocast_report_refuses():
+    with pytest.raises(TypeError, match=r"a torch\.nn\.Module, not str"):
+        qlab.amp.autocast_report("model", torch.ones(1))
+    with pytest.raises(ValueError, match="float16"):
+        qlab.amp.autocast_report(nn.Linear(1, 1), torch.ones(1, 1), "float8")
+    with pytest.raises(TypeError, match="a batch is a tensor, a tuple"):
+        qlab.amp.autocast_report(nn.Linear(1, 1), [1.0])
+
+
+def test_bare_products_with_weights_are_refused_and_others_are_not():
+    weight, x = nn.Parameter(torch.randn(4, 4)), torch.randn(3, 4)
+    products = {
+        "matmul": lambda: x @ weight, "view": lambda: x @ weight.T, "addmm": lambda: torch.addmm(x[:, :4], x, weight),
+        "einsum": lambda: torch.einsum("ij,jk->ik", x, weight), "mm": lambda: x.mm(weight[:, 1:]),
+    }  # fmt: skip
+    for product in products.values():
+        with qlab.amp.emulate(), pytest.raises(ValueError, match=r"functional\.linear and convolutions, not in"):
+            product()
+    with qlab.amp.emulate():
+        assert torch.equal(x @ x.T, torch.matmul(x, x.T))
+        F.linear(x, weight.T)

@@ -402,3 +402,8 @@ def test_models_that_are_not_fit_are_refused():
     for verb in (lambda m: qlab.prepare_qat(m, recipe), qlab.convert):
         with pytest.raises(TypeError, match=r"torch\.nn\.Module, not list"):
             verb([])
+
+
+def test_a_recipe_that_leaves_everything_is_refused():
+    with pytest.raises(ValueError, match="leaves all layers as they are; lower min_size"):
+        qlab.prepare_qat(nn.Sequential(nn.Linear(4, 4)), "dynamic_int8")

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -117,6 +118,33 @@ def test_compile_and_export(name):
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(quantized, fullgraph=True, backend="aot_eager")(x), want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.export.export(quantized, (x,)).module()(x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, r in qlab.RECIPES.items() if r.dtype is None])
+@pytest.mark.parametrize("batch", [None, torch.export.Dim("batch", min=2, max=64)], ids=["fixed", "any batch"])
+@torch.no_grad()
+def test_compile_and_export_before_any_other_call(name, batch):
+    """The recipe is made anew too: nothing that it works out at first use may be there already."""
+    x, like = torch.rand(4, 64), recipe(name)
+    activations = like.activations and qlab.Activations(like.activations.scheme, like.activations.when)
+    made = qlab.Recipe(like.weights, activations, types=("Linear",))
+    one, other, third = (qlab.quantize_model(mlp(), made, [x], show=False) for _ in range(3))
+    torch._dynamo.reset()
+    compiled = torch.compile(one, fullgraph=True, backend="aot_eager", dynamic=batch is not None)(x)
+    for strict in (True, False):
+        exported = torch.export.export(other if strict else third, (x,), dynamic_shapes=batch and ({0: batch},), strict=strict)
+        torch.testing.assert_close(exported.module()(x), compiled, rtol=1e-5, atol=1e-6)
+        if batch is not None:
+            assert exported.module()(torch.rand(7, 64)).shape == (7, 32)
+    torch.testing.assert_close(one(x), compiled, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_tables_export_with_any_number_of_words():
+    quantized = qlab.quantize_model(words(), qlab.Recipe("int8-channel", types=("Embedding",)), show=False)
+    shapes = ({0: torch.export.Dim("words", min=2, max=64)},)
+    exported = torch.export.export(quantized, (torch.arange(4),), dynamic_shapes=shapes)
+    torch.testing.assert_close(exported.module()(torch.arange(9)), quantized(torch.arange(9)))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -241,6 +269,23 @@ def test_a_model_that_is_one_layer():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["weight_only_int8", "tflite_full_integer", "dynamic_int8"])
+@torch.no_grad()
+def test_torch_encoders_take_masks(name):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
+    x, mask = torch.randn(2, 5, 32), torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]).bool()
+    batches = [{"src": x, "src_key_padding_mask": mask}]
+    want = model(x, src_key_padding_mask=mask)
+    made = [qlab.quantize_model(model, recipe(name), batches, show=False, fake=fake) for fake in (False, True)]
+    mix = qlab.allocate_bits(model, ["int8-channel", "int6-channel"], batches, budget=7.3)
+    assert len({layer.scheme for layer in mix.layers}) == 2
+    for quantized in (*made, mix.apply(model)):
+        found = quantized(x, src_key_padding_mask=mask)
+        assert sqnr(want[~mask], found[~mask]) > 20
+    assert qlab.sensitivity(model, recipe(name), batches).worst.name.startswith("layers.")
+
+
 def test_torch_encoder_layers_use_the_quantized_layers():
     torch.manual_seed(3)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2, enable_nested_tensor=False).eval()
@@ -416,3 +461,140 @@ def test_calibration_that_is_no_iterable():
         qlab.quantize_model(mlp(), "static_int8", 5)
     with pytest.raises(TypeError, match=r"not list; of a loader of \(x, label\)"):
         qlab.quantize_model(mlp(), "static_int8", [[X, torch.ones(4)]])
+
+
+class Asks(nn.Module):
+    """Asks its layers what they are, and computes with a weight where no trace sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv, self.linear = nn.Embedding(9, 16), nn.Conv1d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, index):
+        scale = self.table.embedding_dim**0.5 * self.table.num_embeddings / 9
+        x = self.conv((self.table(index) * scale).transpose(1, 2)).transpose(1, 2)
+        assert (self.conv.in_channels, self.conv.out_channels) == (16, 8)
+        weight = self.linear.weight
+        assert weight.shape == weight.size() == (self.linear.out_features, self.linear.in_features)
+        assert (weight.numel(), weight.ndim, weight.size(1), weight.dtype) == (32, 2, 8, x.dtype)
+        x = x.to(weight.device)
+        return nn.functional.linear(x, weight, self.linear.bias) if x.sum() > -1e9 else x
+
+
+@pytest.mark.parametrize("fake", [False, True])
+@torch.no_grad()
+def test_models_may_ask_their_layers(fake):
+    torch.manual_seed(0)
+    model, index = Asks().eval(), torch.tensor([[1, 2, 8]])
+    everything = ("Linear", "Conv1d", "Embedding")
+    quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel", types=everything), show=False, fake=fake)
+    assert sqnr(model(index), quantized(index)) > 35
+
+
+@torch.no_grad()
+def test_tables_refuse_what_is_no_index():
+    quantized = qlab.quantize_model(words(), qlab.Recipe("int8-channel", types=("Embedding",)), show=False)
+    with pytest.raises(IndexError):
+        quantized(torch.tensor([-1]))
+    for wrong in (torch.tensor([True]), torch.tensor([1.0]), torch.tensor([1], dtype=torch.uint8)):
+        with pytest.raises(TypeError, match=r"the index is a tensor of.*long"):
+            quantized(wrong)
+
+
+def test_layers_that_are_not_what_they_seem_are_left_and_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4))).eval()
+    model[0].forward = lambda x: 2 * x
+    weight = model[1].weight.detach()
+    del model[1].weight
+    model[1].register_buffer("weight", weight)
+    nn.utils.parametrizations.weight_norm(model[2]).eval()
+    quantized, x = qlab.quantize_model(model, qlab.Recipe("int8-channel"), show=False), torch.randn(3, 8)
+    rows = qlab.quantization_map(quantized).rows
+    how = {row[0]: row[4] for row in rows}
+    assert how["0"] == "left: its forward was replaced by another"
+    assert how["1"] == "left: its weight is no parameter"
+    assert all("remove_parametrizations" in how[name] for name in ("2", "2.parametrizations.weight"))
+    assert how["3"] == "dequantized on the fly"
+    assert sum(row[6] for row in rows) == held_bytes(quantized)
+    assert sqnr(model(x), quantized(x)) > 35
+
+
+def test_complex_numbers_stay():
+    model = nn.Linear(8, 8).eval()
+    model.wave = nn.Parameter(torch.randn(5, dtype=torch.cfloat))
+    model.register_buffer("turns", torch.polar(torch.ones(4), torch.arange(4.0)))
+    rounded = qlab.quantize_model(model, "float16", show=False)
+    assert rounded.weight.dtype == torch.float16
+    assert torch.equal(rounded.wave, model.wave)
+    assert torch.equal(rounded.turns, model.turns)
+    assert {row[0]: row[4] for row in qlab.quantization_map(rounded).rows}["wave"] == "left: no real numbers"
+
+
+@torch.no_grad()
+def test_tflites_float16_computes_in_float32():
+    model, index = words(), torch.tensor([3, 4])
+    quantized = qlab.quantize_model(model, "tflite_float16", show=False)
+    for part in model.children():
+        part.weight.copy_(part.weight.half().float())
+    found = quantized(index)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, model(index), rtol=1e-6, atol=1e-6)
+    assert quantized.table.weight.nbytes == 2 * 50 * 64 + 4
+
+
+@pytest.mark.parametrize("name", ["float16", "weight_only_int8"])
+def test_train_mode_is_refused_by_every_recipe(name):
+    with pytest.raises(ValueError, match=r"train mode.*model.eval\(\)"):
+        qlab.quantize_model(mlp().train(), name)
+
+
+def test_a_bias_that_is_not_finite_is_refused():
+    model = mlp()
+    model[0].bias.data[3] = torch.nan
+    with pytest.raises(ValueError, match="layer '0': the bias holds 1 infinities or NaN"):
+        qlab.quantize_model(model, qlab.Recipe("int8-channel"))
+
+
+def test_calibration_is_gone_through_once_and_not_kept():
+    alive, most = [], 0
+
+    def batches():
+        nonlocal most
+        for _ in range(20):
+            x = torch.randn(4, 64)
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+            most = max(most, sum(each() is not None for each in alive))
+
+    for of in ("tflite_full_integer", "weight_only_int8", "float16"):
+        quantized = qlab.quantize_model(mlp(), of, batches(), show=False)
+        assert len(quantized.calibration_hash) == 64
+    assert most <= 2
+
+
+def test_sparse_batches_are_hashed_and_looked_at():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, edges, x):
+            return self.linear(edges @ x)
+
+    edges, x = torch.eye(6), torch.randn(6, 8)
+    hashes = set()
+    for given in (edges.to_sparse(), edges.to_sparse_csr(), (2 * edges).to_sparse()):
+        hashes.add(qlab.quantize_model(Graph().eval(), "tflite_full_integer", [(given, x)], show=False).calibration_hash)
+    assert len(hashes) == 2
+    wrong = edges.clone()
+    wrong[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="batch 0 holds 1 NaN"):
+        qlab.quantize_model(Graph().eval(), "tflite_full_integer", [(wrong.to_sparse(), x)])
+
+
+def test_an_error_in_a_batch_says_in_which():
+    with pytest.raises(RuntimeError) as caught:
+        qlab.quantize_model(mlp(), "tflite_full_integer", [torch.randn(2, 64), torch.randn(2, 63)])
+    assert caught.value.__notes__ == ["This was batch 1 of those that are run through the model."]

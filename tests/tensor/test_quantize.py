@@ -192,3 +192,13 @@ def test_gguf_values_saturate_and_bfloat16_comes_in():
     qt = qlab.quantize(x, "q4_k")
     assert np.array_equal(qt.payload, qlab.quantize(x.astype(np.float32), "q4_k").payload)
     assert qt.dequantize().dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("fmt", ["float16", "bfloat16", "e4m3", "e5m2", "int8"])
+def test_a_unit_scale_is_a_plain_cast(fmt):
+    x = np.concatenate([np.linspace(-300, 300, 4001), [1e6, -1e6, 1e-6, 0, 65504, 65536]]).astype(np.float32)
+    stored = qlab.quantize(x, f"{fmt}-unit")
+    assert np.array_equal(stored.dequantize(), qlab.cast(x, fmt, overflow="saturate"))
+    assert stored.scale == 1
+    assert str(stored.scheme) == f"{fmt}-unit"
+    assert qlab.get_scheme(str(stored.scheme)) == stored.scheme

@@ -1,0 +1,232 @@
+"""What follows what: pairs are found where every run of a model has them, and nowhere else."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import qlab
+from qlab.model.fuse import fuse
+from qlab.model.trace import pairs_to_fuse, weights_read
+
+
+def block():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3))
+
+
+class Model(nn.Module):
+    """A convolution and its normalization, and what a subclass makes of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), block()
+        self.blocks, self.part = nn.ModuleList([block(), block()]), Part()
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+class Plain(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+class Default(Model):
+    """One argument decides, and a stand-in for it is never None."""
+
+    def forward(self, x, mask=None):
+        y = self.conv(x)
+        return y if mask is None else self.bn(y) * mask
+
+
+class Harmless(Model):
+    def forward(self, x, mask=None):
+        y = self.bn(self.conv(x))
+        return y if mask is None else y * mask
+
+
+class Decides(Model):
+    """What torch.fx cannot follow."""
+
+    def forward(self, x):
+        return self.run(x) if x.sum() > -1e9 else x
+
+
+class Whole(Decides):
+    def run(self, x):
+        return self.part(self.layers(x))
+
+
+class Taps(Decides):
+    def run(self, x):
+        total = x
+        for layer in self.layers:
+            x = layer(x)
+            total = total + x.mean()
+        return total
+
+
+class Picks(Decides):
+    def run(self, x):
+        return self.layers[1](self.layers[0](x)) + self.layers[0](x)
+
+
+class Iterates(Decides):
+    def run(self, x):
+        for each in self.blocks:
+            x = each(x)
+        return self.part(x)
+
+
+class ByChildren(Decides):
+    def run(self, x):
+        return self.layers(x) if len(list(self.children())) else x
+
+
+class Own(nn.Sequential):
+    """Called a Sequential, and is none."""
+
+    def forward(self, x):
+        y = self[0](x)
+        return self[1](y) + y
+
+
+class Around(Decides):
+    def __init__(self):
+        super().__init__()
+        self.own = Own(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def run(self, x):
+        return self.own(x)
+
+
+class Undecided(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > -1e9 else -x
+
+
+class Reads(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + functional.conv2d(x, self.conv.weight)
+
+
+class ReadsStatistics(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.bn.running_mean.sum()
+
+
+class Twice(Model):
+    """The same normalization after two convolutions."""
+
+    def forward(self, x):
+        return self.bn(self.conv(self.bn(self.layers[0](x)[:, :3])))
+
+
+PART = ("part.conv", "part.bn")
+LAYERS = [("layers.0", "layers.1"), ("layers.3", "layers.4")]
+CASES = {
+    Plain: [("conv", "bn")], Default: [], Harmless: [("conv", "bn")], Whole: [*LAYERS, PART], Taps: [PART], Picks: [PART],
+    Iterates: [PART], ByChildren: [PART], Around: [PART], Reads: [], ReadsStatistics: [], Twice: [],
+}  # fmt: skip
+
+
+def trained(model):
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.2, 3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+@torch.no_grad()
+def test_pairs(kind):
+    model, x = trained(kind()), torch.randn(2, 3, 5, 5)
+    assert pairs_to_fuse(model) == CASES[kind]
+    quantized = qlab.quantize_model(model, qlab.Recipe("int16-channel"), show=False)
+    for fused in (fuse(model), quantized, qlab.prepare_qat(model, qlab.Recipe("int16-channel")).eval()):
+        torch.testing.assert_close(fused(x), model(x), rtol=2e-3, atol=2e-3)
+        if kind in (Default, Harmless):
+            torch.testing.assert_close(fused(x, x), model(x, x), rtol=2e-3, atol=2e-3)
+
+
+def test_a_chain_with_a_part_that_cannot_be_traced():
+    assert pairs_to_fuse(trained(nn.Sequential(*block(), Undecided()))) == [("0", "1"), ("3", "4")]
+
+
+def test_a_layer_that_two_parts_have_is_not_folded_into_one():
+    class Shares(Decides):
+        def __init__(self):
+            super().__init__()
+            self.part.conv = self.conv
+
+        def run(self, x):
+            return self.part(self.conv(x))
+
+    assert pairs_to_fuse(trained(Shares())) == []
+
+
+HOOKS = {
+    "before": lambda m: m.bn.register_forward_pre_hook(lambda module, given: (given[0] * 2,)),
+    "after": lambda m: m.conv.register_forward_hook(lambda module, given, y: y * 2),
+    "watching": lambda m: m.conv.register_forward_hook(lambda module, given, y: m.__dict__.update(seen=y)),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS.keys())
+@torch.no_grad()
+def test_hooks_keep_layers_apart(hook):
+    model, x = trained(Plain()), torch.randn(2, 3, 5, 5)
+    hook(model)
+    assert pairs_to_fuse(model) == []
+    torch.testing.assert_close(fuse(model)(x), model(x))
+
+
+def test_a_forward_that_was_replaced_keeps_layers_apart():
+    model = trained(Plain())
+    model.conv.forward = lambda x: x
+    assert pairs_to_fuse(model) == []
+
+
+@torch.no_grad()
+def test_normalization_of_another_axis_is_not_taken_for_the_layers():
+    """A linear layer of as many outputs as there are tokens: whether it can be folded only shapes say, which come later."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
+    model[1].running_mean.normal_()
+    for folded in (
+        fuse(model), qlab.quantize_model(model, qlab.Recipe("int16-channel"), show=False),
+        qlab.prepare_qat(model, qlab.Recipe("int16-channel")).eval(),
+    ):  # fmt: skip
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-3)
+        with pytest.raises(ValueError, match=r"folded into the linear layer.*\(4, 8, 8\).*another axis"):
+            folded(torch.randn(4, 8, 8))
+
+
+def test_weights_that_a_model_computes_with_itself():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.linear, self.other = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, index):
+            x = self.linear(self.table(index)).to(self.other.weight.dtype).to(self.other.weight.device)
+            return functional.linear(self.other(x), self.table.weight)
+
+    model = Head().eval()
+    assert weights_read(model) == {"table"}
+    quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel", types=("Linear", "Embedding")), show=False)
+    how = {row[0]: row[4] for row in qlab.quantization_map(quantized).rows}
+    assert how == {
+        "table": "left: the model computes with its weight itself", "linear": "dequantized on the fly",
+        "other": "dequantized on the fly",
+    }  # fmt: skip
+    index = torch.tensor([0, 3])
+    torch.testing.assert_close(quantized(index), model(index), rtol=0.05, atol=0.05)
