@@ -23,6 +23,7 @@ from qlab.model.inputs import (
     find_scale,
     find_steps,
     quantized_input,
+    static_range,
     to_bytes,
     to_steps,
 )
@@ -137,6 +138,19 @@ def test_bytes_are_the_steps(scheme):
         last = x.contiguous(memory_format=torch.channels_last)
         assert torch.equal(to_bytes(last, acts, find_scale(last, acts, None))[0], codes)
         assert torch.equal(to_bytes(x[::2, 1:], acts, find_scale(x, acts, None))[0], codes[::2, 1:])
+
+
+@pytest.mark.parametrize(
+    "ends, scheme, scale, zero",
+    [
+        ((-1.0, 3.0), "int8-asym", 4 / 255, -64), ((-1.0, 3.0), "uint8-asym", 4 / 255, 64),
+        ((2.0, 3.0), "int8-asym", 3 / 255, -128), ((-3.0, -2.0), "int8-asym", 3 / 255, 127), ((-3.0, 2.0), "int8", 3 / 127, 0), ((0.0, 0.0), "int8-asym", 1, -128),
+    ],
+)  # fmt: skip
+def test_static_ranges(ends, scheme, scale, zero):
+    found = static_range(*ends, activations(scheme, static=True))
+    assert float(found.scale) == pytest.approx(scale, rel=1e-6)
+    assert float(found.zero) == zero
 
 
 def test_the_scale_of_an_input_is_that_of_its_extremes():

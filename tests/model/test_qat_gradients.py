@@ -10,6 +10,7 @@ import qlab
 
 torch = pytest.importorskip("torch")
 
+from qlab.model.qat_rounding import LearnedInput  # noqa: E402
 from qlab.model.ste import round_to_format, round_to_steps  # noqa: E402
 from qlab.tensor.codebooks import binary  # noqa: E402
 
@@ -115,3 +116,33 @@ def test_one_bit_reaches_to_twice_its_value():
     values.sum().backward()
     assert values.tolist() == [-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("scheme", ["int3", "uint4-asym", "int4-asym"])
+def test_steps_of_inputs_learn_at_the_papers_pace(scheme):
+    """The factor 1 / sqrt(n Q), n being the features of one input, however many there are."""
+    activations = qlab.Activations(scheme, "static")
+    layer = LearnedInput(activations, "step", "layer").train()
+    x, upstream = torch.randn(7, 5, 6), torch.randn(7, 5, 6)
+    (layer(x) * upstream).sum().backward()
+    lowest, highest = activations.ends
+    zero = int(layer.zero) - lowest  # counted from 0, see above
+    step = layer.start.clone().requires_grad_()
+    factor = 1 / math.sqrt(5 * 6 * (highest - int(layer.zero)))
+    values = torch._fake_quantize_learnable_per_tensor_affine(
+        x, step, torch.tensor([float(zero)]), 0, highest - lowest, factor
+    )  # fmt: skip
+    (values * upstream).sum().backward()
+    torch.testing.assert_close(layer.change.grad, step.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_clipped_weights_learn_or_not_as_prepare_qat_is_told():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight[:, 0] = 50.0
+    for gradient in ("pass", "clipped"):
+        prepared = qlab.prepare_qat(model, qlab.Recipe("int3-channel-p95"), gradient=gradient).train()
+        prepared(torch.ones(2, 64)).sum().backward()
+        learns = prepared[0].weight.grad != 0
+        assert learns.float().mean() > 0.9
+        assert bool(learns[:, 0].all()) == (gradient == "pass")

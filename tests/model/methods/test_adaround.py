@@ -53,6 +53,16 @@ def test_near_the_best_of_all_choices():
     assert np.median(ratios) < 0.4 * np.median(plain)
 
 
+@pytest.mark.parametrize("scheme", ["int4-channel", "int3-channel"])
+def test_learning_alone_gains_and_its_second_term_makes_choices_hard(scheme, monkeypatch):
+    monkeypatch.setattr(adaround, "_settled", lambda up, *_: up)  # without the flips at the end
+    weight, x, inputs = layer()
+    plain = output_error(rtn.quantize_weight(weight, None, scheme), weight, x)
+    error = {s: output_error(adaround.quantize_weight(weight, inputs, scheme, strength=s), weight, x) for s in (0.1, 1e-6)}
+    assert error[0.1] < 0.87 * plain
+    assert error[0.1] < 0.97 * error[1e-6]  # where choices that stayed soft are cut
+
+
 def test_deterministic_and_without_global_randomness():
     weight, _, inputs = layer(16)
     state = torch.get_rng_state()

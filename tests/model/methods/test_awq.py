@@ -7,6 +7,7 @@ import pytest
 import torch
 from a_layer import layer, output_error
 
+import qlab
 from qlab.model.methods import awq, rtn
 from qlab.model.record import inputs_of
 
@@ -80,3 +81,16 @@ def test_refusals(options, message):
         awq.quantize_weight(weight, inputs, "int4", **options)
     with pytest.raises(ValueError, match="AWQ needs"):
         awq.quantize_weight(weight, None, "int4")
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_layers_multiply_their_inputs_by_the_scales(fake):
+    weight, x, inputs = layer()
+    model = torch.nn.Sequential(torch.nn.Linear(128, 96, bias=False)).eval().requires_grad_(False)
+    model[0].weight.copy_(weight)
+    recipe = qlab.Recipe("int4-b32", method="awq")
+    found = qlab.quantize_model(model, recipe, [x], fake=fake, show=False)(x)
+    scales = awq.search_scales(weight, inputs, "int4-b32")
+    assert scales.max() > 1.5 * scales.min()
+    expected = x @ (torch.from_numpy(awq.quantize_weight(weight, inputs, "int4-b32").dequantize()) / scales).T
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -138,6 +138,18 @@ def test_silent_channels_are_rounded_to_nearest():
     assert np.array_equal(nothing, rtn.quantize_weight(weight, None, "int4-channel").dequantize())
 
 
+def test_damping_draws_towards_rounding_to_nearest():
+    """The Hessian becomes a multiple of the identity: no column can make up for another."""
+    weight, _, inputs = layer()
+    nearest = rtn.quantize_weight(weight, None, "int4-channel").codes()
+    moved = [
+        (gptq.quantize_weight(weight, inputs, "int4-channel", damping=damping).codes() != nearest).mean()
+        for damping in (0.001, 0.01, 1, 9.9)
+    ]
+    assert sorted(moved, reverse=True) == moved
+    assert moved[1] > 5 * moved[3]
+
+
 def test_damping_is_checked_and_saves_a_singular_hessian():
     weight, x, _ = layer(rows=20)  # 128 channels
     found = gptq.quantize_weight(weight, inputs_of(x), "int4-channel")

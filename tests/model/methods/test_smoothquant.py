@@ -81,6 +81,30 @@ def test_the_searched_alpha_is_the_best_of_the_grid():
         assert 0 < alpha < 1
 
 
+@pytest.mark.parametrize("spread, weights", [(1, "int8_channel"), (30, "int3-channel"), (1, "int4_b32")])
+def test_no_alpha_of_the_grid_is_better(spread, weights):
+    """By the formula of the paper, tried out at every alpha on the rows that the search has."""
+    _, linears, x = outliers()
+    x[:, [3, 40]] *= 100
+    with torch.no_grad():
+        for linear in linears:
+            linear.weight[:, 7] *= spread  # with large weights in a channel whose inputs are small
+    inputs = inputs_of(x)
+    w = torch.cat([linear.weight for linear in linears]).detach()  # (out, in), all layers together
+    errors = []
+    for alpha in ALPHAS:
+        s = inputs.absmax**alpha / w.abs().amax(0) ** (1 - alpha)
+        rounded = torch.from_numpy(qlab.fake_quantize((inputs.sample / s).numpy(), "int8"))
+        error = 0.0
+        for linear in linears:
+            brought_back = torch.from_numpy(qlab.fake_quantize((linear.weight.detach() * s).numpy(), weights))
+            error += float((rounded @ brought_back.T - inputs.sample @ linear.weight.detach().T).double().square().sum())
+        errors.append(error)
+    found = search_alpha(linears, inputs, weights=weights, activations="int8")
+    assert errors[list(ALPHAS).index(found)] <= min(errors) * 1.0001
+    assert errors[len(errors) // 2] > min(errors) * 1.01  # the middle one would not do
+
+
 def test_silent_channels_stay():
     x, weight = torch.tensor([0.0, 2, 3]), torch.tensor([[1.0, 0, 3]])
     assert smoothing_scales(x, [weight], 0.5).tolist() == [1, 1, 1]
