@@ -72,6 +72,10 @@ def digits() -> Digits:
     ImportError
         If scikit-learn is not installed.
 
+    Notes
+    -----
+    Exact: the same pictures in the same order everywhere. Alpaydin and Kaynak, "Optical recognition of handwritten digits", 1998.
+
     Examples
     --------
     >>> import qlab
@@ -193,6 +197,15 @@ def train_digits(hidden: int = 64) -> Classifier:
     ----------
     hidden : int
         Units of the hidden layer.
+
+    Raises
+    ------
+    ValueError
+        If `hidden` is not a positive integer.
+
+    Notes
+    -----
+    Exact: trained in float64 and rounded to float32 after each step, so that the bits are the same on every machine.
 
     Examples
     --------

@@ -187,6 +187,10 @@ def digits_cnn(seed: int = 0, *, untrained: bool = False) -> nn.Module:
     ImportError
         If torch or scikit-learn is not installed.
 
+    Notes
+    -----
+    Tolerance: training is float32 sums, whose bits another machine may give otherwise; accuracy is then that of another seed.
+
     Examples
     --------
     >>> import qlab, torch

@@ -141,6 +141,16 @@ class MovingAverageObserver(Observer):
     ----------
     decay : float
         How much of the average a new batch leaves, from 0 to below 1: 0.9 for ten batches or more, 0.99 for hundreds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.observers import MovingAverageObserver
+    >>> observer = MovingAverageObserver(decay=0.5)
+    >>> for x in (torch.tensor([0.0, 4.0]), torch.tensor([-2.0, 8.0])):
+    ...     observer.update(x)
+    >>> observer.range()
+    (-1.0, 6.0)
     """
 
     def __init__(self, *, symmetric: bool = False, bits: int = 8, decay: float = 0.9) -> None:
@@ -180,6 +190,15 @@ class PercentileObserver(_HistogramObserver):
     ----------
     percent : float
         Above 50, up to 100.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.observers import PercentileObserver
+    >>> observer = PercentileObserver(percent=99)
+    >>> observer.update(torch.arange(-500.0, 501.0))
+    >>> [round(limit, -1) for limit in observer.range()]
+    [-490.0, 490.0]
     """
 
     def __init__(self, *, symmetric: bool = False, bits: int = 8, percent: float = 99.99) -> None:
@@ -216,6 +235,15 @@ class HistogramMSEObserver(_HistogramObserver):
     The error is that of the histogram, with values spread evenly over each bin, in closed form. The search is over limits
     that both sides share, then over each side on its own. Contract: tolerance; the squared error is within 2 % of the least
     that any range has.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.observers import HistogramMSEObserver
+    >>> observer = HistogramMSEObserver(symmetric=True, bits=4)
+    >>> observer.update(torch.cat([torch.linspace(-1, 1, 9999), torch.tensor([3.0])]))  # one value lies far out
+    >>> observer.range()[1] < 1.2
+    True
     """
 
     def _limits(self) -> tuple[float, float]:
@@ -294,6 +322,15 @@ class EntropyObserver(_HistogramObserver):
     an asymmetric range has twice the codes for them.
     Limits are tried from as many bins as there are codes, so that above 10 bits, and if nothing is better, the range is that
     of `MinMaxObserver`. Contract: tolerance, one of 1025 to 2048 bins up to the largest magnitude.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qlab.model.observers import EntropyObserver
+    >>> observer = EntropyObserver(symmetric=True)
+    >>> observer.update(torch.linspace(-1, 1, 10001) ** 9 * 10)  # most are small
+    >>> observer.range()[1] < 5
+    True
     """
 
     def _limits(self) -> tuple[float, float]:

@@ -144,7 +144,8 @@ def test_bytes_are_the_steps(scheme):
     "ends, scheme, scale, zero",
     [
         ((-1.0, 3.0), "int8-asym", 4 / 255, -64), ((-1.0, 3.0), "uint8-asym", 4 / 255, 64),
-        ((2.0, 3.0), "int8-asym", 3 / 255, -128), ((-3.0, -2.0), "int8-asym", 3 / 255, 127), ((-3.0, 2.0), "int8", 3 / 127, 0), ((0.0, 0.0), "int8-asym", 1, -128),
+        ((2.0, 3.0), "int8-asym", 3 / 255, -128), ((-3.0, -2.0), "int8-asym", 3 / 255, 127),
+        ((-3.0, 2.0), "int8", 3 / 127, 0), ((0.0, 0.0), "int8-asym", 1, -128),
     ],
 )  # fmt: skip
 def test_static_ranges(ends, scheme, scale, zero):

@@ -64,6 +64,11 @@ def smoothing_scales(inputs_absmax: Tensor, weights: Iterable[Tensor], alpha: fl
     ValueError
         If `alpha` is not allowed or the shapes do not fit.
 
+    Notes
+    -----
+    ``absmax(x)**alpha / absmax(w)**(1 - alpha)``. Tolerance: powers of float32, 1e-6. Xiao et al., "SmoothQuant", 2023,
+    equation 4. Book: part IV.
+
     Examples
     --------
     >>> import torch
@@ -183,6 +188,10 @@ def search_alpha(
     ------
     ValueError
         If there is no alpha to try, or the shapes do not fit.
+
+    Notes
+    -----
+    Tolerance: sums of float32 products; of two alphas that are as good either may win. Book: part IV.
 
     Examples
     --------
