@@ -327,9 +327,9 @@ class EntropyObserver(_HistogramObserver):
     --------
     >>> import torch
     >>> from qlab.model.observers import EntropyObserver
-    >>> observer = EntropyObserver(symmetric=True)
-    >>> observer.update(torch.linspace(-1, 1, 10001) ** 9 * 10)  # most are small
-    >>> observer.range()[1] < 5
+    >>> observer = EntropyObserver(symmetric=True, bits=4)
+    >>> observer.update(torch.erfinv(torch.linspace(-0.9999, 0.9999, 20001)) ** 3)  # up to 20, most are small
+    >>> observer.range()[1] < 10
     True
     """
 
