@@ -2,10 +2,10 @@
 
     x, w -> forward -> product -> accumulate -> y          y's gradient -> backward -> products -> accumulate -> gradients
 
-`emulate` rounds what goes into the products of linear layers and convolutions, on the way there and on the way back; all else
-stays in float32. `round_weights` trains without master weights, `underflow_report` says how much of each gradient a format
-loses, and `LossScaler` (`qlab.model.loss_scaler`) keeps gradients from that. `autocast_report` (`qlab.model.autocast`) shows
-which operation torch's autocast runs in which dtype.
+`emulate` rounds what goes into the products of linear layers and convolutions, on the way there and on the way back, and their
+sums, at the end or on the way (`qlab.model.accumulate`); all else stays in float32. `round_weights` trains without master
+weights, `underflow_report` says how much of each gradient a format loses, and `LossScaler` (`qlab.model.loss_scaler`) keeps
+gradients from that. `autocast_report` (`qlab.model.autocast`) shows which operation torch's autocast runs in which dtype.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 
 from qlab._check import one_of
+from qlab.model.accumulate import REACHED, accumulated
 from qlab.model.autocast import autocast_report
 from qlab.model.loss_scaler import LossScaler, parameters_of
 from qlab.model.state import tensors_in
@@ -74,6 +75,7 @@ def emulate(
     accumulate: str | Format = "float32",
     master: bool = True,
     *,
+    chunk: int | None = None,
     overflow: str = "ieee",
     stochastic: str | tuple[str, ...] = (),
     rng: int | np.random.Generator | None = None,
@@ -89,8 +91,11 @@ def emulate(
         What the gradient of a product is rounded to before it is multiplied, both for the gradient of the input and for
         that of the weight.
     accumulate : str or Format
-        Products are summed in float32. Any other format: their results are rounded to it *after* the sum, once, which is
-        milder than a narrow accumulator (`qlab.arithmetic.matmul` does that one).
+        Products are summed in float32, and sums rounded to this format: at the end, once, unless `chunk` is given.
+    chunk : int, optional
+        After how many products the running sum is rounded to `accumulate`, as in a narrow accumulator: 1 for one that takes
+        products one by one, 16 or 32 for those of tensor cores. Slower by as many steps as there are chunks; linear layers
+        and convolutions of one or two dimensions only.
     master : bool
         Whether parameters keep their float32. If not, every optimizer's step inside this context is followed by rounding
         all its parameters to `forward`, to nearest unless ``forward`` is among `stochastic`.
@@ -104,9 +109,10 @@ def emulate(
     Raises
     ------
     ValueError
-        For unknown names, a format of integers or a table (name a scheme, which scales), stochastic rounding without a seed
-        or of a scheme; when the model multiplies in nn.MultiheadAttention, nn.LSTM, nn.GRU or nn.RNN, which cannot be
-        reached into; NaN going to a format without NaN, infinities going to a scheme.
+        For unknown names, a chunk that is no positive integer, a format of integers or a table (name a scheme, which scales),
+        stochastic rounding without a seed or of a scheme; when the model multiplies in nn.MultiheadAttention, nn.LSTM, nn.GRU
+        or nn.RNN, which cannot be reached into, or multiplies a parameter by a bare matmul, addmm or einsum; NaN going to a
+        format without NaN, infinities going to a scheme.
 
     Notes
     -----
@@ -121,7 +127,16 @@ def emulate(
 
     Examples
     --------
+    A sum of ones in bfloat16 stops at 256, where its neighbours are 2 apart.
+
     >>> import torch, qlab
+    >>> ones = torch.ones(1, 1000)
+    >>> with qlab.amp.emulate("bfloat16", accumulate="bfloat16", chunk=1):
+    ...     torch.nn.functional.linear(ones, ones)
+    tensor([[256.]])
+
+    The way back is rounded as well:
+
     >>> layer = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(layer.weight, 1.06)
     >>> with qlab.amp.emulate("float8_e4m3fn", "float8_e5m2"):
@@ -133,6 +148,8 @@ def emulate(
     named = {"forward": _resolve("forward", forward), "backward": _resolve("backward", backward)}
     named["accumulate"] = get_format(accumulate)
     one_of("overflow", overflow, OVERFLOWS)
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk={chunk!r} is not allowed; give a number of products from 1, or None to round at the end")
     chosen = (stochastic,) if isinstance(stochastic, str) else tuple(stochastic)
     for part in chosen:
         one_of("stochastic", part, _PARTS)
@@ -148,7 +165,7 @@ def emulate(
     if not master:
         hook = register_optimizer_step_post_hook(lambda optimizer, *_: _round_all(parameters_of(optimizer), rounders["forward"]))
     try:
-        with _Emulation(**rounders):
+        with _Emulation(**rounders, chunk=chunk):
             yield
     finally:
         if hook is not None:
@@ -255,9 +272,9 @@ def underflow_report(model: nn.Module, fmt: str | Format, *, scale: float = 1.0)
 class _Emulation(TorchFunctionMode):
     """Catches the products on their way into torch."""
 
-    def __init__(self, forward: Rounder, backward: Rounder, accumulate: Rounder) -> None:
+    def __init__(self, forward: Rounder, backward: Rounder, accumulate: Rounder, chunk: int | None) -> None:
         super().__init__()
-        self.forward, self.backward, self.accumulate = forward, backward, accumulate
+        self.forward, self.backward, self.accumulate, self.chunk = forward, backward, accumulate, chunk
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
@@ -276,7 +293,14 @@ class _Emulation(TorchFunctionMode):
         axis, weight_axis = _PRODUCTS[func]
         x = _rounded(input, self.forward, self.accumulate, axis)
         w = _rounded(weight, self.forward, self.accumulate, weight_axis)
-        y = _rounded(func(x, w, None, *args, **how), self.accumulate, self.backward, axis)
+        if self.chunk is None:
+            product = func(x, w, None, *args, **how)
+        elif func in REACHED:
+            product = accumulated(func, x, w, self.accumulate, self.chunk, *args, **how)
+        else:
+            where = "linear layers, conv1d and conv2d"
+            raise ValueError(f"emulate sums by chunks in {where}, not in {func.__name__}; leave out chunk")
+        y = _rounded(product, self.accumulate, self.backward, axis)
         return y if bias is None else y + bias.reshape(-1, *[1] * (-1 - axis))
 
 

@@ -428,3 +428,66 @@ def test_bare_products_with_weights_are_refused_and_others_are_not():
     with qlab.amp.emulate():
         assert torch.equal(x @ x.T, torch.matmul(x, x.T))
         F.linear(x, weight.T)
+
+
+def by_steps(a, b, dtype, chunk):
+    """A product whose running sum is rounded by NumPy or ml_dtypes after each chunk; sums of a chunk are exact here."""
+    total = np.zeros((len(a), b.shape[1]))
+    for start in range(0, a.shape[1], chunk):
+        part = a[:, start : start + chunk].astype(np.float64) @ b[start : start + chunk].astype(np.float64)
+        total = (total + part.astype(np.float32)).astype(dtype).astype(np.float64)
+    return torch.from_numpy(total.astype(np.float32))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+@pytest.mark.parametrize("accumulate", ["float16", "bfloat16", "float8_e5m2"])
+def test_sums_are_rounded_after_each_chunk(accumulate, chunk):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 6), torch.randn(2, 9, 40, requires_grad=True)
+    with qlab.amp.emulate("float8_e4m3fn", "float8_e5m2", accumulate, chunk=chunk):
+        y = layer(x)
+    upstream = torch.randn(2, 9, 6)
+    y.backward(upstream)
+    dtype = DTYPES[accumulate]
+    xs, w = (by_library(t.detach(), "float8_e4m3fn").numpy() for t in (x.reshape(-1, 40), layer.weight))
+    g = by_library(upstream.reshape(-1, 6), "float8_e5m2").numpy()
+    assert torch.equal(y.detach().reshape(-1, 6), by_steps(xs, w.T, dtype, chunk) + layer.bias.detach())
+    assert torch.equal(x.grad.reshape(-1, 40), by_steps(g, w, dtype, chunk))
+    assert torch.equal(layer.weight.grad, by_steps(xs.T, g, dtype, chunk).T)
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9, 8)),
+        (lambda: nn.Conv2d(3, 5, (2, 3), padding="same", dilation=2), (2, 3, 7, 8)),
+        (lambda: nn.Conv2d(3, 5, 2, padding="valid"), (3, 7, 8)),
+        (lambda: nn.Conv1d(4, 6, 4, stride=2, padding=2), (2, 4, 9)), (lambda: nn.Conv1d(4, 6, 4, padding="same"), (4, 9)),
+    ],
+)  # fmt: skip
+def test_convolutions_by_chunks(make, shape):
+    """With an accumulator of float32, sums in another order; with a narrow one, those of the patches."""
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    results = []
+    for chunk in (None, 5):
+        layer.zero_grad()
+        x.grad = None
+        with qlab.amp.emulate("bfloat16", "bfloat16", chunk=chunk):
+            y = layer(x)
+        y.square().sum().backward()
+        results.append((y, x.grad, layer.weight.grad, layer.bias.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(one.detach().abs().max()))
+    ones = nn.Conv2d(64, 1, 3, bias=False)
+    nn.init.ones_(ones.weight)
+    with qlab.amp.emulate("bfloat16", accumulate="bfloat16", chunk=1):
+        assert (ones(torch.ones(1, 64, 4, 5)) == 256).all()  # of 576
+
+
+def test_chunks_are_checked():
+    for chunk in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"chunk={chunk}"), qlab.amp.emulate(chunk=chunk):
+            pass
+    with pytest.raises(ValueError, match="not in conv_transpose2d; leave out chunk"), qlab.amp.emulate(chunk=4):
+        nn.ConvTranspose2d(1, 1, 2)(torch.ones(1, 1, 3, 3))
