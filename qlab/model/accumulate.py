@@ -2,9 +2,9 @@
 
     sum of `chunk` products in float32 -> added to the accumulator -> rounded to its format -> next chunk
 
-A tensor core adds some products at full width and their sum to an accumulator; how many, and how wide that is, differs from one
-to the next (Khattak and Mikaitis, "Generalized methodology for determining numerical features of hardware floating-point matrix
-multipliers", 2025). Convolutions are products of the weight with the patches that it meets.
+A tensor core adds some products at once and their sum to an accumulator; how many, and how wide that is, differs from one
+generation to the next (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021). Convolutions are
+products of the weight with the patches that it meets.
 """
 
 from __future__ import annotations
