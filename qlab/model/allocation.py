@@ -20,10 +20,11 @@ from torch import nn
 from qlab._check import one_of
 from qlab._pieces import Array
 from qlab._progress import Progress
+from qlab.model.batches import listed_batches
 from qlab.model.fuse import fuse, replace_layer
 from qlab.model.outputs import in_decibels, output_error, outputs_of, quantized_layers
 from qlab.model.recipe import Recipe
-from qlab.model.record import collect_inputs, listed_batches
+from qlab.model.record import collect_inputs
 from qlab.model.transform import LayerChange, quantize_model
 from qlab.show.table import Table
 from qlab.tensor.scheme import Scheme, get_scheme

@@ -26,8 +26,8 @@ from torch.overrides import TorchFunctionMode
 from qlab._check import one_of
 from qlab.model.accumulate import REACHED, accumulated
 from qlab.model.autocast import autocast_report
+from qlab.model.batches import tensors_in
 from qlab.model.loss_scaler import LossScaler, parameters_of
-from qlab.model.state import tensors_in
 from qlab.number.codec import OVERFLOWS, cast
 from qlab.number.formats import FORMATS, FloatFormat, Format, IntFormat, TableFormat, get_format
 from qlab.number.measures import format_report
@@ -282,7 +282,7 @@ class _Emulation(TorchFunctionMode):
         if func in _OUT_OF_REACH:
             where = _OUT_OF_REACH[func]
             raise ValueError(f"emulate cannot round inside of {where}; build it from Linear layers, or leave it outside")
-        if func in _BARE and any(_is_weight(x) for x in tensors_in(args)):
+        if func in _BARE and any(_is_weight(x) for x in tensors_in((args, kwargs or {}))):
             raise ValueError(
                 f"emulate rounds products with weights in torch.nn.functional.linear and convolutions, not in {func.__name__}; "
                 "write the product as functional.linear(x, weight)"

@@ -7,6 +7,7 @@ a softmax. All others run in whatever comes. `autocast_report` shows it for one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from qlab._check import one_of
-from qlab.model.record import arguments_of
-from qlab.model.state import copied_to_run, tensors_in
+from qlab.model.batches import arguments_of, tensors_in
+from qlab.model.state import copied_to_run
 from qlab.show.table import Table
 
 __all__ = ["autocast_report"]
@@ -48,7 +49,7 @@ def autocast_report(model: nn.Module, batch: Any, dtype: str = "bfloat16", *, de
     TypeError
         If the model is none, or the batch none of the three.
     ValueError
-        If the dtype is not one of the two.
+        If the dtype is not one of the two, or the model cannot be copied.
 
     Notes
     -----
@@ -69,14 +70,18 @@ def autocast_report(model: nn.Module, batch: Any, dtype: str = "bfloat16", *, de
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
     one_of("dtype", dtype, tuple(_DTYPES))
     arguments, keywords = arguments_of(batch)
-    run, copies = copied_to_run(model)
-    names = {copies[module]: name for name, module in model.named_modules() if module in copies}
     watch = _Watch()
-    for module, name in names.items():
-        module.register_forward_pre_hook(lambda *_, name=name: watch.inside.append(name))
-        module.register_forward_hook(lambda *_: watch.inside.pop() and None, always_call=True)
-    with torch.no_grad(), torch.random.fork_rng([]), torch.autocast(device, _DTYPES[dtype]), watch:
-        run(*arguments, **keywords)
+    modules = dict(copied_to_run(model).named_modules())
+    hooks = []
+    try:
+        for name, module in modules.items():
+            hooks.append(module.register_forward_pre_hook(watch.entering(name)))
+            hooks.append(module.register_forward_hook(watch.leave, always_call=True))
+        with torch.no_grad(), torch.random.fork_rng([]), torch.autocast(device, _DTYPES[dtype]), watch:
+            modules[""](*arguments, **keywords)
+    finally:
+        for hook in hooks:  # layers of qlab are the model's own
+            hook.remove()
     return Table(("layer", "operation", "input_dtypes", "output_dtype"), watch.rows)
 
 
@@ -87,6 +92,14 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.inside: list[str] = []
         self.rows: list[tuple[str, str, str, str]] = []
+
+    def entering(self, name: str) -> Callable[..., None]:
+        """Return a hook that notes that the module of that name begins."""
+        return lambda *_: self.inside.append(name)
+
+    def leave(self, *_: Any) -> None:
+        """Note that the innermost module has ended."""
+        self.inside.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from qlab._progress import Progress
+from qlab.model.batches import listed_batches
 from qlab.model.fuse import fuse, replace_layer
 from qlab.model.outliers import Channels, over_median
 from qlab.model.outputs import call_order, in_decibels, output_error, outputs_of, quantized_layers
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.record import LAYERS, collect_inputs, listed_batches
+from qlab.model.record import LAYERS, collect_inputs
 from qlab.model.transform import quantize_model
 from qlab.number.codec import cast
 from qlab.number.formats import IntFormat

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from qlab.model.state import copied
-from qlab.model.trace import HOOKS, pairs_to_fuse
+from qlab.model.checks import refuse_training
+from qlab.model.state import HOOKS, copied
+from qlab.model.trace import pairs_to_fuse
 
-__all__ = ["Folded", "fuse", "leave_fast_path", "put_for", "refuse_training", "refuse_without_numbers", "replace_layer"]
+__all__ = ["Folded", "fuse", "leave_fast_path", "put_for", "replace_layer"]
+
 
 def fuse(model: nn.Module) -> nn.Module:
     """Return a copy of a model with batch normalization folded into what it follows.
@@ -28,10 +30,10 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        With `nn.Identity` in place of each folded layer (`Folded`, which looks at shapes, after a Linear). What is folded: a
+        With a `Folded`, an identity that looks at shapes, in place of each folded layer. What is folded: a
         BatchNorm or SyncBatchNorm whose only input is the output of a Conv1d, Conv2d or Linear that nothing else uses; not of
-        classes derived from these, which may compute more, nor where hooks are. What torch.fx cannot trace stays: of such a
-        model, fuse the parts. Encoders of torch call their layers, as they do in training.
+        classes derived from these, which may compute more, nor where hooks are. Of a model that torch.fx cannot trace, the
+        parts are folded that it can (`qlab.model.trace`). Encoders of torch call their layers, as they do in training.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def fuse(model: nn.Module) -> nn.Module:
     >>> fuse(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval())
     Sequential(
       (0): Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
-      (1): Identity()
+      (1): Folded()
       (2): ReLU()
     )
     """
@@ -70,7 +72,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def put_for(layer: nn.Module) -> nn.Module:
     """Return what takes the place of batch normalization that is folded into a layer."""
-    return Folded() if isinstance(layer, nn.Linear) else nn.Identity()
+    return Folded({nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4}[type(layer)])
 
 
 def leave_fast_path(model: nn.Module) -> None:
@@ -82,36 +84,28 @@ def leave_fast_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def refuse_training(model: nn.Module) -> None:
-    """Raise a ValueError if a model, or a part of it, is in train mode."""
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
-        part = f"the part {training!r} of the model" if training else "the model"
-        raise ValueError(f"{part} is in train mode; call model.eval() first (dropout and batch normalization would differ)")
-
-
-def refuse_without_numbers(model: nn.Module) -> None:
-    """Raise a ValueError if a parameter has no numbers: of a lazy layer, or on the meta device."""
-    for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter):
-            raise ValueError(f"parameter {name!r} of a lazy layer has no numbers yet; run a batch through the model first")
-        if parameter.is_meta:
-            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers; load the model's weights first")
-
-
 class Folded(nn.Identity):
-    """What stands in place of batch normalization that was folded into a linear layer, of outputs of shape (n, channels).
+    """What stands in place of batch normalization that was folded into a layer, of outputs of shape (n, channels, *rest).
 
-    Of a longer shape, axis 1 is not the outputs of the layer, and folding was wrong.
+    Of another number of dimensions, axis 1 is not the outputs of the layer, and folding was wrong.
+
+    Parameters
+    ----------
+    ndim : int
+        The number of dimensions that are right.
     """
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input."""
-        if input.ndim != 2:
+        if input.ndim != self.ndim:
             raise ValueError(
-                f"batch normalization was folded into the linear layer before it, whose outputs have the shape "
-                f"{tuple(input.shape)}, not (n, channels): it normalizes another axis; start from the original, with "
-                "nn.Flatten() or another module between the two"
+                f"batch normalization was folded into the layer before it, whose outputs have the shape {tuple(input.shape)}, "
+                f"not {self.ndim} dimensions: it normalizes another axis; start from the original, with nn.Flatten() or "
+                "another module between the two"
             )
         return input
 

@@ -31,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SMALLEST = 2.0**-149
+_BEYOND = (2 - 2.0**-24) * 2.0**127  # what float32 rounds to infinity
 _LARGE = 2**18
 """From so many elements on, the search for extremes is worth threads."""
 _WHOLE = 1.5 * 2**23
@@ -161,7 +162,7 @@ def find_scale(x: Tensor, activations: Activations, static: StaticRange | None) 
     if isinstance(activations.scheme.blocks, PerRow):
         return _spread(*torch.aminmax(x.float(), dim=-1, keepdim=True), *activations.ends, symmetric)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _spread_one(*_extremes(x), *activations.ends, symmetric)
+        return _spread_one(*_extremes_as_numbers(x), *activations.ends, symmetric)
     return _spread(*torch.aminmax(x.float()), *activations.ends, symmetric)
 
 
@@ -186,7 +187,7 @@ def to_bytes(x: Tensor, activations: Activations, found: Scale) -> tuple[Tensor,
     Returns
     -------
     codes : uint8 tensor of the shape of x
-        Steps, and 128 more where they are signed. Exact: those of `to_steps`; NaN becomes some code.
+        Steps, and 128 more where the lowest is below zero. Exact: those of `to_steps`; NaN becomes some code.
     zero : int
 
     Examples
@@ -207,14 +208,17 @@ def to_bytes(x: Tensor, activations: Activations, found: Scale) -> tuple[Tensor,
     return codes if even == byte else codes.add_(1), byte
 
 
-def _extremes(x: Tensor) -> tuple[float, float]:
+def _extremes_as_numbers(x: Tensor) -> tuple[float, float]:
     """The lowest and the highest element; NaN where there is one."""
     x = x.detach().float()
-    if x.numel() > _LARGE:
-        low, high = torch.aminmax(x)
-        return low.item(), high.item()
-    values = x.numpy()  # on one thread NumPy takes half the time for both
-    return float(np.minimum.reduce(values, axis=None)), float(np.maximum.reduce(values, axis=None))
+    if x.numel() <= _LARGE:
+        try:
+            values = x.numpy()  # on one thread NumPy takes half the time for both
+            return float(np.minimum.reduce(values, axis=None)), float(np.maximum.reduce(values, axis=None))
+        except RuntimeError:  # inside of a transform of torch.func, tensors have no memory to lend
+            pass
+    low, high = torch.aminmax(x)
+    return low.item(), high.item()
 
 
 def _spread(low: Tensor, high: Tensor, lowest: int, highest: int, symmetric: bool) -> Scale:
@@ -249,7 +253,7 @@ def _spread_one(low: float, high: float, lowest: int, highest: int, symmetric: b
 
 
 def _float32(x: float) -> float:
-    return float(np.float32(x))
+    return float(np.float32(x)) if -_BEYOND < x < _BEYOND else x * math.inf  # NaN stays NaN
 
 
 def quantized_input(x: Tensor, activations: Activations, static: StaticRange | None) -> Tensor:

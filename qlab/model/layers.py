@@ -71,7 +71,7 @@ class _Quantized(nn.Module):
         self.activations, self.static, self.fake, self.weight_shape = activations, static, fake, tuple(weight.shape)
         self.one_scale = static is not None or (activations is not None and isinstance(activations.scheme.blocks, PerTensor))
         self.kernel: LinearKernel | ConvKernel | Product | None = None  # made at the first call; in no state dict
-        self.followed: list[tuple[Tensor | None, int | None]] = []  # what kernel and sums were made of, and how often written to
+        self.followed: list[tuple[Tensor | None, int | None]] = []  # the buffers that kernel and sums were made of, and versions
         packed = Packed(weight)
         self.integer = not fake and self._can_multiply_integers(weight)
         if fake:
@@ -124,7 +124,7 @@ class _Quantized(nn.Module):
         return x if self.activations is None else quantized_input(x, self.activations, self.static)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        scale = self._buffers["input_scale"]  # what attributes of a module find, in a tenth of the time
+        scale = self._buffers["input_scale"]  # without nn.Module's search for attributes, which takes ten times as long
         return x if scale is None else x * scale.to(x.dtype)
 
     def _input_codes(self, x: Tensor) -> Steps:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlab.model.batches import listed_batches
 from qlab.model.outputs import call_order
-from qlab.model.record import LAYERS, listed_batches, run_batches
+from qlab.model.record import LAYERS, run_batches
 from qlab.show.table import Table
 
 __all__ = ["Channels", "LayerOutliers", "OutlierReport", "outliers", "over_median"]
@@ -100,7 +101,8 @@ def outliers(model: nn.Module, batches: Iterable[Any]) -> OutlierReport:
         raise ValueError("the model has no Linear, Conv1d or Conv2d layer, whose inputs could be looked at")
     listed = listed_batches(batches)
     modules = dict(model.named_modules())
-    run_batches(model, listed, [(modules[name], channels.update) for name, channels in watching.items()])
+    for _ in run_batches(model, listed, [(modules[name], channels.update) for name, channels in watching.items()]):
+        pass
     seen = [(name, watching[name]) for name in call_order(model, listed) if name in watching and watching[name].count]
     return OutlierReport(
         LayerOutliers(name, len(c.absmax), float(c.absmax.max()), c.kurtosis, c.ratio, c.top) for name, c in seen

@@ -16,13 +16,7 @@ __all__ = ["call_order", "in_decibels", "output_error", "outputs_of", "quantized
 
 def outputs_of(model: nn.Module, batches: list[Any]) -> list[Any]:
     """Run batches through a model and return what comes out of each."""
-    outputs: list[Any] = []
-    hook = model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-    try:
-        run_batches(model, batches)
-    finally:
-        hook.remove()
-    return outputs
+    return list(run_batches(model, batches))
 
 
 def output_error(reference: list[Any], outputs: list[Any]) -> tuple[float, float]:
@@ -57,17 +51,11 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def call_order(model: nn.Module, batches: list[Any]) -> list[str]:
-    """Return the names of the modules that are called, in the order of their first call."""
+    """Return the names of the modules that are called with a tensor, in the order of their first call."""
     order: dict[str, None] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        run_batches(model, batches)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watching = [(module, lambda _, name=name: order.setdefault(name)) for name, module in model.named_modules()]
+    for _ in run_batches(model, batches, watching):
+        pass
     return list(order)
 
 

@@ -37,6 +37,9 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as 
 class Packed(nn.Module):
     """Buffers ``payload``, ``scale`` (a `Packed` where a scheme stores the scales), ``zero``, ``offset`` and ``about``.
 
+    Functions of torch take it for the tensor of its values (``functional.linear(x, layer.weight)``); it has a tensor's ``shape``,
+    ``dtype`` and ``device``, but none of its operators and methods: for these, `dequantize` gives the tensor.
+
     Parameters
     ----------
     qtensor : QTensor
@@ -94,6 +97,10 @@ class Packed(nn.Module):
     @property
     def ndim(self) -> int:
         """Number of dimensions of the values."""
+        return len(self.shape)
+
+    def dim(self) -> int:
+        """Return the number of dimensions of the values."""
         return len(self.shape)
 
     def size(self, dim: int | None = None) -> torch.Size | int:
@@ -182,20 +189,10 @@ class Packed(nn.Module):
         nested = self.scale.dequantize() if isinstance(self.scale, Packed) else None
         zeros, payload = self._zero_as_numbers(self.zero), self.payload.reshape(entries, -1)
 
-        def pick(table: Tensor, index: Tensor | slice) -> Tensor:
-            return table[index] if isinstance(index, slice) else table.index_select(0, index)
-
-        def rows(part: Tensor | None, index: Tensor | slice) -> Tensor | None:
-            """Of scales, one for the whole, or in the shape (entries,), (entries, blocks) or (entries * blocks,)."""
-            if part is None or part.ndim == 0:
-                return part
-            chosen = pick(part.reshape(entries, -1), index)
-            return chosen if part.ndim == 2 else chosen.reshape(-1)
-
         def read(index: Tensor | slice, dtype: torch.dtype) -> Tensor:
-            scale = self._as_numbers(rows(self.scale, index)) if nested is None else rows(nested, index)  # type: ignore[arg-type]
-            chosen = pick(payload, index)
-            return self._values(chosen.reshape(-1), scale, rows(zeros, index), (chosen.shape[0], width), dtype)
+            scale = self._as_numbers(_rows(self.scale, index, entries)) if nested is None else _rows(nested, index, entries)  # type: ignore[arg-type]
+            chosen = _pick(payload, index)
+            return self._values(chosen.reshape(-1), scale, _rows(zeros, index, entries), (chosen.shape[0], width), dtype)
 
         return read
 
@@ -243,6 +240,18 @@ class Packed(nn.Module):
                 self.scheme = replace(self.scheme, format=TableFormat(codebook.name, about["codebook"]))
             self.about = torch.empty_like(held, device=self.about.device)  # of another length: another codebook or dtype
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _pick(table: Tensor, index: Tensor | slice) -> Tensor:
+    return table[index] if isinstance(index, slice) else table.index_select(0, index)
+
+
+def _rows(part: Tensor | None, index: Tensor | slice, entries: int) -> Tensor | None:
+    """Of scales, one for the whole, or in the shape (entries,), (entries, blocks) or (entries * blocks,)."""
+    if part is None or part.ndim == 0:
+        return part
+    chosen = _pick(part.reshape(entries, -1), index)
+    return chosen if part.ndim == 2 else chosen.reshape(-1)
 
 
 def of_rows(blocks: Any, width: int | None = None) -> bool:

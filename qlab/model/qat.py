@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from qlab._check import one_of
+from qlab.model.checks import check_model, check_weights
 from qlab.model.fuse import leave_fast_path, put_for, replace_layer
 from qlab.model.layers import QuantizedConv, QuantizedLinear
 from qlab.model.qat_layers import QATLayer
@@ -23,15 +24,7 @@ from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, L
 from qlab.model.recipe import Recipe, get_recipe
 from qlab.model.state import copied
 from qlab.model.trace import pairs_to_fuse
-from qlab.model.transform import (
-    LayerChange,
-    _choose,
-    bytes_of,
-    check_model,
-    check_weights,
-    quantization_map,
-    sqnr_of,
-)
+from qlab.model.transform import LayerChange, _choose, bytes_of, quantization_map, sqnr_of
 from qlab.number.codec import GRADIENTS
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerTensor

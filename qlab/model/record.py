@@ -1,17 +1,15 @@
 """What a model's layers see: batches are run through it, and each layer's inputs are gathered as they pass by.
 
 Methods of quantization want to know of a layer's inputs how large each channel is, which channels go together, and what a few
-of them look like. `Inputs` holds just that, in memory that does not grow with the number of batches. The model is watched
-through forward hooks, in eval mode, and is left as it was found. Inputs of a convolution are the patches that its kernel sees.
+of them look like. `Inputs` holds just that, in memory that does not grow with the number of batches. A copy of the model is
+watched through forward hooks, in eval mode; it shares the parameters, and what a forward keeps goes with it. Inputs of a
+convolution are the patches that its kernel sees.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import length_hint
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qlab._progress import progress
-from qlab.model.state import copied_to_run, tensors_in
+from qlab.model.batches import GIVE, arguments_of, refuse_single
+from qlab.model.state import copied_to_run
 
-__all__ = [
-    "Batches", "Inputs", "arguments_of", "collect_inputs", "data_hash", "inputs_of", "listed_batches", "patches", "run_batches",
-]  # fmt: skip
+__all__ = ["Inputs", "collect_inputs", "inputs_of", "patches", "run_batches"]
 
 SAMPLE = 512
 """Rows of inputs that are kept, at most."""
@@ -241,158 +238,74 @@ def collect_inputs(
         watching.append((layer, lambda x, name=name, layer=layer: gather(name, layer, x)))  # type: ignore[misc]
     for name, observer in watched.items():
         watching.append((modules[name], lambda x, observer=observer: observer.update(x.detach())))  # type: ignore[misc]
-    run_batches(model, batches, watching)
+    for _ in run_batches(model, batches, watching):
+        pass
     if names is not None and (missing := [name for name in layers if name not in gathered]):
         raise ValueError(f"no batch reached the layers {missing}; leave them out, or give batches that use them")
     return {name: gathered[name].inputs() for name in layers if name in gathered}
 
 
-def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[Any]:
-    """Return batches as a list, which can be gone through again and again; as `Batches`, it refuses what is no batch."""
-    return list(Batches(batches, argument))
+def run_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    given: Iterable[tuple[nn.Module, Callable[[Tensor], None]]] = (),
+    made: Iterable[tuple[nn.Module, Callable[[Any], None]]] = (),
+) -> Iterator[Any]:
+    """Run batches through a copy of a model in eval mode, and yield its outputs.
 
-
-class Batches:
-    """Batches that are checked, and hashed, one by one as they are gone through: none has to stay in memory.
+    What a forward keeps (a cache, a counter) goes with the copy, which shares the parameters and the layers of
+    `qlab.model.layers`; torch's random numbers go on as if nothing had been run.
 
     Parameters
     ----------
+    model : Module
     batches : iterable
-        Each a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-    argument : str
-        What it is called where it is refused.
-
-    Raises
-    ------
-    TypeError
-        If it is a single batch, or no iterable, or a batch is not a tensor, a tuple or a dict.
-    ValueError
-        If there are none, or a tensor holds NaN. (Infinities are allowed: masks hold them.)
-
-    Examples
-    --------
-    >>> import torch
-    >>> from qlab.model.record import Batches, data_hash
-    >>> batches = Batches(torch.ones(2) for _ in range(3))
-    >>> len(list(batches)), batches.hash == data_hash([torch.ones(6)])
-    (3, True)
-    """
-
-    def __init__(self, batches: Iterable[Any], argument: str = "batches") -> None:
-        _refuse_single(batches, argument)
-        self.batches, self.argument, self._digest = batches, argument, hashlib.sha256()
-
-    def __iter__(self) -> Iterator[Any]:
-        self._digest, number = hashlib.sha256(), -1
-        for number, batch in enumerate(self.batches):
-            if wrong := sum(int(part.isnan().sum()) for part in _parts(batch)):
-                remedy = "clean the batches, as with torch.nan_to_num"
-                raise ValueError(f"{self.argument}: batch {number} holds {wrong} NaN; {remedy}")
-            _add_to(self._digest, batch)
-            yield batch
-        if number < 0:
-            raise ValueError(f"{self.argument} is empty; {_GIVE}")
-
-    def __length_hint__(self) -> int:
-        return length_hint(self.batches, 0)
-
-    @property
-    def hash(self) -> str:
-        """The `data_hash` of what was gone through."""
-        return self._digest.hexdigest()
-
-
-def arguments_of(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return the positional and the keyword arguments that a batch stands for; a TypeError if it is none."""
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if isinstance(batch, tuple):
-        return batch, {}
-    if isinstance(batch, Mapping):
-        return (), batch
-    raise TypeError(
-        f"a batch is a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(batch).__name__}; "
-        "of a loader of (x, label), give ((x,) for x, label in loader)"
-    )
-
-
-def run_batches(
-    model: nn.Module, batches: Iterable[Any], watching: Iterable[tuple[nn.Module, Callable[[Tensor], None]]] = ()
-) -> None:
-    """Run batches through a copy of a model in eval mode; before a watched module runs, its function gets its first input.
-
-    What a forward keeps (a cache, a counter) goes with the copy, and torch's random numbers go on as if nothing had been run.
+    given : pairs of a module and a function
+        Before the module runs, the function gets the first tensor that it is given.
+    made : pairs of a module and a function
+        After it has run, the function gets its output.
 
     Raises
     ------
     ValueError
-        If there are no batches.
+        If there are no batches, or the model cannot be copied.
     TypeError
         If a batch is not a tensor, a tuple or a dict, or there is a single one.
     """
-    _refuse_single(batches, "batches")
-    run, copies = copied_to_run(model)
-    hooks, count = [], 0
+    refuse_single(batches, "batches")
+    names = {module: name for name, module in model.named_modules()}
+    run = copied_to_run(model)
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    training = [(module, module.training) for module in run.modules()]
+    hooks: list[Any] = []
+    count = 0
     try:
-        for module, function in watching:
-            hooks.append(copies[module].register_forward_pre_hook(_hook(function), with_kwargs=True))
-        with _eval_mode(run), torch.no_grad(), torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"):
-            for batch in progress(batches, "calibration"):  # compiled code would skip new hooks
-                arguments, keywords = arguments_of(batch)
+        for module, function in given:
+            hooks.append(run.get_submodule(names[module]).register_forward_pre_hook(_before(function), with_kwargs=True))
+        for module, after in made:
+            hooks.append(run.get_submodule(names[module]).register_forward_hook(_after(after)))
+        run.eval()
+        for batch in progress(batches, "calibration"):
+            arguments, keywords = arguments_of(batch)
+            # compiled code would skip new hooks
+            with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
                 try:
-                    run(*arguments, **keywords)
+                    output = run(*arguments, **keywords)
                 except Exception as error:
                     error.add_note(f"This was batch {count} of those that are run through the model.")
                     raise
-                count += 1
+            count += 1
+            yield output
     finally:
-        for hook in hooks:
-            hook.remove()  # layers that are already quantized are the model's own
-    if count == 0:
-        raise ValueError(f"calibration is empty; {_GIVE}")
-
-
-def data_hash(batches: Iterable[Any]) -> str:
-    """Return the SHA-256 of the bytes of all tensors of all batches, in order.
-
-    Parameters
-    ----------
-    batches : iterable
-        As in `collect_inputs`; one that can be gone through again, such as a list. What counts are tensors, wherever in a
-        batch they are, and nothing else of it.
-
-    Returns
-    -------
-    digest : str
-        64 hexadecimal digits. Exact: the same on every machine of the same byte order.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from qlab.model.record import data_hash
-    >>> data_hash([torch.zeros(2)]) == data_hash([{"x": torch.zeros(1)}, (torch.zeros(1),)])
-    True
-    """
-    digest = hashlib.sha256()
-    for batch in batches:
-        _add_to(digest, batch)
-    return digest.hexdigest()
+        for hook in hooks:  # layers of qlab are the model's own
+            hook.remove()
+        for module, was in training:
+            module.training = was
+    if not count:
+        raise ValueError(f"calibration is empty; {GIVE}")
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
-_GIVE = (
-    "give an iterable of batches, each a tensor, a tuple or a dict (an iterator that was gone through before is empty the "
-    "second time)"
-)
-
-
-def _refuse_single(batches: Any, argument: str) -> None:
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"{argument} is an iterable of batches, not a single {type(batches).__name__}; put it into a list: [batch]"
-        )
-
-
 def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
     known: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     if names is None:
@@ -403,22 +316,7 @@ def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Modul
     return {name: known[name] for name in asked}
 
 
-def _parts(batch: Any) -> Iterator[Tensor]:
-    """The tensors in a batch; of a sparse one its indices and its values."""
-    for x in tensors_in(arguments_of(batch)):
-        if x.layout == torch.strided:
-            yield x
-        else:
-            coordinates = x.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-            yield from (coordinates.indices(), coordinates.values())
-
-
-def _add_to(digest: Any, batch: Any) -> None:
-    for part in _parts(batch):
-        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def _hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _before(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         first = next((value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)), None)
         if first is not None:
@@ -427,15 +325,8 @@ def _hook(function: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any,
     return hook
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    were_training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in were_training:
-            module.training = training
+def _after(function: Callable[[Any], None]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    return lambda module, arguments, output: function(output)
 
 
 def _refuse_not_finite(rows: Tensor, what: str) -> None:

@@ -8,7 +8,6 @@ table: `quantization_map`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -19,15 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from qlab._progress import Progress
-from qlab.model.fuse import fuse, refuse_training, refuse_without_numbers, replace_layer
+from qlab.model.batches import Batches
+from qlab.model.checks import KINDS, check_model, check_weights, refuse_training, refuse_without_numbers
+from qlab.model.fuse import fuse, replace_layer
 from qlab.model.inputs import StaticRange, static_range
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.methods import adaround, awq, gptq, hqq, rtn
 from qlab.model.observers import OBSERVERS, Observer
-from qlab.model.qat_layers import QATLayer
 from qlab.model.recipe import Recipe, get_recipe
-from qlab.model.record import Batches, Inputs, collect_inputs
-from qlab.model.state import QUANTIZED, copied
+from qlab.model.record import Inputs, collect_inputs
+from qlab.model.state import copied
 from qlab.model.trace import weights_read
 from qlab.number.codec import cast
 from qlab.show.table import Table
@@ -38,10 +38,7 @@ from qlab.tensor.scheme import Scheme
 __all__ = ["LayerChange", "quantization_map", "quantize_model", "static_range"]
 
 _METHODS: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq, "adaround": adaround}
-_TORCHS_QUANTIZED = re.compile(r"torch\.ao\.nn\.(intrinsic\.)?(quantized|qat)\b")
-_KINDS: dict[str, type[nn.Module]] = {
-    "Linear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Embedding": nn.Embedding,
-}  # fmt: skip
+
 
 
 @dataclass(frozen=True)
@@ -178,28 +175,9 @@ def quantization_map(model: nn.Module) -> Table:
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
-def check_model(model: nn.Module) -> None:
-    """Raise an error if what is given is no model, is quantized or prepared already, or computes weights at each call."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
-    for name, module in model.named_modules():
-        if isinstance(module, QUANTIZED) or _TORCHS_QUANTIZED.match(type(module).__module__):
-            raise ValueError(f"the model is already quantized ({name!r} is a quantized layer); start from the original")
-        if isinstance(module, QATLayer):
-            raise ValueError(
-                f"the model is already prepared for training ({name!r} is a layer of prepare_qat); qlab.convert quantizes "
-                "it, or start from the original"
-            )
-        if isinstance(module, tuple(_KINDS.values())) and "weight" in vars(module):
-            raise ValueError(
-                f"layer {name!r} computes its weight at each call (pruning, weight_norm or spectral_norm of "
-                "torch.nn.utils); make it permanent first, with prune.remove, remove_weight_norm or remove_spectral_norm"
-            )
-
-
 def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChange]]:
     """The layers that the recipe takes, and lines for all others that have parameters of their own."""
-    kinds = tuple(_KINDS[kind] for kind in recipe.types)
+    kinds = tuple(KINDS[kind] for kind in recipe.types)
     if recipe.embeddings is not None:
         kinds = (*kinds, nn.Embedding)
     read = weights_read(model)
@@ -222,13 +200,13 @@ def _choose(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[LayerChan
 def _why_left(
     module: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], recipe: Recipe, read: set[str]
 ) -> str | None:  # fmt: skip
-    """The reason why a layer is left; None if it is taken."""
+    """The reason why a layer is left; None if it is taken. The model computes itself with the weights of those in `read`."""
     if type(module) not in kinds:
-        if type(module) in _KINDS.values():
+        if type(module) in KINDS.values():
             return f"left: the recipe takes {', '.join(recipe.types)} only"
         if parametrize.is_parametrized(module):
             return "left: its weight is parametrized; remove_parametrizations makes it permanent"
-        if isinstance(module, tuple(_KINDS.values())):
+        if isinstance(module, tuple(KINDS.values())):
             return "left: a class of its own, whose forward may differ"
         if isinstance(module, parametrize.ParametrizationList):
             return "left: a parametrized weight; remove_parametrizations makes it permanent"
@@ -250,32 +228,6 @@ def _why_left(
     return None
 
 
-def check_weights(model: nn.Module, chosen: list[str]) -> None:
-    """Raise a ValueError if weights of chosen layers are empty, not finite, or shared with another layer."""
-    for name in chosen:
-        weight: Any = model.get_submodule(name).weight
-        if not weight.numel():
-            raise ValueError(f"layer {name!r} of shape {tuple(weight.shape)} has no weights; leave it out (skip=({name!r},))")
-        if not weight.is_meta and (wrong := int((~torch.isfinite(weight.detach())).sum())):
-            raise ValueError(
-                f"layer {name!r} of shape {tuple(weight.shape)}: the weight holds {wrong} infinities or NaN, which have no "
-                "scale; load or train it again"
-            )
-        bias: Any = getattr(model.get_submodule(name), "bias", None)
-        if bias is not None and not bias.is_meta and (wrong := int((~torch.isfinite(bias.detach())).sum())):
-            raise ValueError(f"layer {name!r}: the bias holds {wrong} infinities or NaN; load or train it again")
-    owners: dict[int, list[str]] = {}  # by where the numbers lie
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        place = 0 if nn.parameter.is_lazy(parameter) else parameter.data_ptr()
-        owners.setdefault(place or id(parameter), []).append(name.removesuffix(".weight"))
-    for names in owners.values():
-        if len(names) > 1 and set(names) & set(chosen):
-            raise ValueError(
-                f"the layers {names} share one weight; quantizing one of them would part them: skip them "
-                f"(skip=({', '.join(map(repr, names))},)), or give each a copy of its own"
-            )
-
-
 def _look(
     model: nn.Module, recipe: Recipe, chosen: list[str], batches: Batches | None
 ) -> tuple[dict[str, Inputs], dict[str, StaticRange]]:
@@ -283,7 +235,8 @@ def _look(
     if batches is None:
         return {}, {}
     if not recipe.needs_calibration:
-        return _only_hashed(batches), {}
+        batches.exhaust()
+        return {}, {}
     layers = [name for name in chosen if not isinstance(model.get_submodule(name), nn.Embedding)]
     observers = {}
     if recipe.activations is not None and recipe.activations.when == "static":
@@ -303,12 +256,6 @@ def _look(
         assert recipe.activations is not None
         ranges[name] = static_range(lowest, highest, recipe.activations)
     return inputs, ranges
-
-
-def _only_hashed(batches: Batches) -> dict[str, Inputs]:
-    for _ in batches:
-        pass
-    return {}
 
 
 @dataclass
@@ -370,6 +317,9 @@ def _codes(
     if scheme is None:
         raise ValueError("the recipe quantizes inputs only, which qlab's layers do not; give weights, such as 'int16-channel'")
     flat = weight.reshape(weight.shape[0], -1)  # (out, in * kernel)
+    if scheme.scale.rule == "unit" and float(flat.abs().max()) > float(scheme.format.max):  # type: ignore[union-attr]
+        most = float(flat.abs().max())
+        raise ValueError(f"it goes up to {most:.6g}, beyond the largest value of {scheme}; take one that scales")
     if embedding or recipe.method == "rtn":
         return quantize(flat, scheme), None
     options = dict(recipe.options)
@@ -385,7 +335,7 @@ def _rounded(model: nn.Module, recipe: Recipe, batches: Batches | None, show: bo
     """All floating-point parameters and buffers rounded to a format; in torch's own dtype where it has one."""
     assert recipe.dtype is not None
     if batches is not None:
-        _only_hashed(batches)
+        batches.exhaust()
     result, fmt = copied(model), recipe.dtype
     own = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(fmt.name)
     before = {name: p.numel() * p.element_size() for name, p in result.named_parameters()}

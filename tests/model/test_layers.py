@@ -455,3 +455,19 @@ def test_torch_jit_trace_is_refused():
     layer = QuantizedLinear(qlab.quantize(torch.randn(8, 64), "int8-channel"), None, activations("int8-asym"))
     with pytest.raises(TypeError, match=r"use torch\.export\.export"):
         torch.jit.trace(layer, (torch.ones(2, 64),))
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_gradients_of_torch_func_go_through_scales_that_are_found_anew(fake):
+    layer = QuantizedLinear(qlab.quantize(torch.randn(4, 8), "int8-channel"), None, activations("int8-asym"), fake=fake)
+    x = torch.randn(3, 8)
+    gradient = torch.func.grad(lambda x: layer(x).sum() + x.square().sum())(x)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_ranges_beyond_float32_are_infinite_without_a_word():
+    x = torch.tensor([[-3e38, 3e38, 1.0]])
+    assert find_scale(x, activations("int8-asym"), None).scale == np.inf
+    assert find_scale(x, activations("int8"), None).scale == float(np.float32(3e38) / np.float32(127))
+    assert np.isnan(find_scale(x * torch.nan, activations("int8-asym"), None).scale)

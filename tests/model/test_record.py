@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from qlab._progress import progress
 from qlab.model import record
-from qlab.model.record import collect_inputs, data_hash, inputs_of, patches
+from qlab.model.batches import data_hash
+from qlab.model.record import collect_inputs, inputs_of, patches
 
 
 def model_of_three():

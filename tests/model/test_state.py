@@ -1,5 +1,6 @@
 """Running a model to look at it leaves nothing behind, in what is given and in what comes back; copies of any model."""
 
+import copy
 import threading
 
 import pytest
@@ -108,3 +109,88 @@ def test_what_is_made_under_inference_mode_can_be_loaded_into():
     quantized.load_state_dict(other.state_dict())
     assert torch.equal(quantized(x), other(x))
     prepared(x).sum().backward()
+
+
+@pytest.mark.parametrize("make", [torch.fx.symbolic_trace, lambda model: torch.compile(model, backend="eager")])
+def test_graphs_and_compiled_models_are_looked_at(make):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(5, 8)
+    for each in (model, make(model)):
+        assert qlab.sensitivity(each, qlab.Recipe("int8-channel"), [x]).worst.name.endswith(("0", "2"))
+        assert qlab.quantize_model(each, recipe("tflite_full_integer"), [x], show=False)(x).shape == (5, 4)
+
+
+class CopiesItself(nn.Sequential):
+    def __deepcopy__(self, memo):
+        return CopiesItself(*[copy.deepcopy(child) for child in self]).eval()
+
+
+def test_models_that_copy_themselves():
+    model, x = CopiesItself(nn.LayerNorm(8), nn.Linear(8, 4)).eval(), torch.randn(5, 8)
+    assert qlab.quantize_model(model, recipe("tflite_full_integer"), [x], show=False)(x).shape == (5, 4)
+    assert [row[0] for row in smooth_model(model, [x]).smoothing_map.rows] == ["0"]
+
+
+def test_what_holds_itself():
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    model.notes = {"of": []}
+    model.notes["me"] = model.notes
+    quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel"), show=False)
+    assert quantized.notes["me"] is quantized.notes is not model.notes
+
+
+def test_a_view_of_a_parameter_is_refused_since_it_would_part_from_it():
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    model[0].turned = [model[0].weight.t()]
+    with pytest.raises(ValueError, match=r"'0\.turned' is a view of a parameter.*make it in forward"):
+        qlab.prepare_qat(model, qlab.Recipe("int8-channel"))
+
+
+def test_parameters_that_a_forward_rescales_stay():
+    model = nn.Sequential(nn.Embedding(5, 8, max_norm=0.1), nn.Linear(8, 4)).eval()
+    before = state_hash(model)
+    collect_inputs(model, [torch.arange(5)])
+    qlab.quantize_model(model, recipe("tflite_full_integer"), [torch.arange(5)], show=False)
+    assert state_hash(model) == before
+
+
+def test_calibration_data_drawn_on_the_way_are_new_numbers():
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    torch.manual_seed(0)
+    drawn = []
+
+    def batches():
+        for _ in range(3):
+            drawn.append(torch.randn(4, 8))
+            yield drawn[-1]
+
+    qlab.quantize_model(model, recipe("tflite_full_integer"), batches(), show=False)
+    after = torch.randn(4, 8)
+    assert not any(torch.equal(after, each) for each in drawn)
+    torch.manual_seed(0)
+    assert torch.equal([torch.randn(4, 8) for _ in range(4)][3], after)
+
+
+def test_hooks_do_not_stay_on_quantized_layers():
+    plain = nn.Sequential(nn.Linear(8, 8)).eval()
+    inner = qlab.quantize_model(plain, recipe("tflite_full_integer"), [torch.randn(2, 8)], show=False)
+    model, x = nn.Sequential(inner, nn.Linear(8, 4)).eval(), torch.randn(5, 8)
+    before = state_hash(model)
+    qlab.amp.autocast_report(model, x)
+    collect_inputs(model, [x], ["1"])
+    with pytest.raises(ValueError, match="takes"):
+        collect_inputs(model, [torch.randn(5, 9)])
+    assert state_hash(model) == before
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_process_groups_are_shared(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        group = torch.distributed.new_group([0])
+        model = nn.Sequential(nn.SyncBatchNorm(3, process_group=group), nn.Flatten(), nn.Linear(12, 4)).eval()
+        x = torch.randn(5, 3, 4)
+        assert list(collect_inputs(model, [x])) == ["2"]
+        assert qlab.quantize_model(model, recipe("tflite_full_integer"), [x], show=False)[0].process_group is group
+    finally:
+        torch.distributed.destroy_process_group()

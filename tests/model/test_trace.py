@@ -1,5 +1,7 @@
 """What follows what: pairs are found where every run of a model has them, and nowhere else."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -128,11 +130,82 @@ class Twice(Model):
         return self.bn(self.conv(self.bn(self.layers[0](x)[:, :3])))
 
 
+class Reaches(Decides):
+    def run(self, x):
+        y = self.part.conv(x)
+        return self.part.bn(y) + y
+
+
+class KeepsItsOutput(Part):
+    def forward(self, x):
+        self.skip = [self.conv(x)]
+        return self.bn(self.skip[0])
+
+
+class Keeps(Decides):
+    def __init__(self):
+        super().__init__()
+        self.part = KeepsItsOutput()
+
+    def run(self, x):
+        return self.part(x) + self.part.skip[0]
+
+
+class OfType(Model):
+    def forward(self, x, scale=None):
+        y = self.conv(x)
+        return self.bn(y * scale if isinstance(scale, torch.Tensor) else y)
+
+
+class Either(Model):
+    def forward(self, x, a=None, b=None):
+        y = self.conv(x)
+        return y + b if a is None and b is not None else self.bn(y)
+
+
+class Flag(Model):
+    def forward(self, x, twice=False):
+        y = self.conv(x)
+        return self.bn(2 * y) if twice is True else self.bn(y)
+
+
+class Other(Decides):
+    """Another method of the model looks inside."""
+
+    def run(self, x):
+        return self.part(x)
+
+    def features(self, x):
+        return self.part.conv(x)
+
+
+class Hooked(Model):
+    """A hook on what is called between the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner(self.conv)
+        self.inner.register_forward_hook(lambda module, given, y: 2 * y)
+
+    def forward(self, x):
+        return self.bn(self.inner(x))
+
+
+class Inner(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x)
+
+
 PART = ("part.conv", "part.bn")
 LAYERS = [("layers.0", "layers.1"), ("layers.3", "layers.4")]
 CASES = {
-    Plain: [("conv", "bn")], Default: [], Harmless: [("conv", "bn")], Whole: [*LAYERS, PART], Taps: [PART], Picks: [PART],
-    Iterates: [PART], ByChildren: [PART], Around: [PART], Reads: [], ReadsStatistics: [], Twice: [],
+    Plain: [("conv", "bn")], Default: [], Harmless: [("conv", "bn")], Whole: [*LAYERS, PART], Taps: [], Picks: [],
+    Iterates: [PART], ByChildren: [], Around: [], Reads: [], ReadsStatistics: [], Twice: [], Reaches: [], Keeps: [], OfType: [],
+    Either: [], Flag: [], Other: [], Hooked: [],
 }  # fmt: skip
 
 
@@ -150,10 +223,16 @@ def trained(model):
 def test_pairs(kind):
     model, x = trained(kind()), torch.randn(2, 3, 5, 5)
     assert pairs_to_fuse(model) == CASES[kind]
+    if kind is Hooked:  # the convolution has two names there
+        return
     quantized = qlab.quantize_model(model, qlab.Recipe("int16-channel"), show=False)
     for fused in (fuse(model), quantized, qlab.prepare_qat(model, qlab.Recipe("int16-channel")).eval()):
         torch.testing.assert_close(fused(x), model(x), rtol=2e-3, atol=2e-3)
-        if kind in (Default, Harmless):
+        if kind is Either:
+            torch.testing.assert_close(fused(x, b=x), model(x, b=x), rtol=2e-3, atol=2e-3)
+        if kind is Flag:
+            torch.testing.assert_close(fused(x, True), model(x, True), rtol=2e-3, atol=2e-3)
+        if kind in (Default, Harmless, OfType):
             torch.testing.assert_close(fused(x, x), model(x, x), rtol=2e-3, atol=2e-3)
 
 
@@ -206,7 +285,7 @@ def test_normalization_of_another_axis_is_not_taken_for_the_layers():
     ):  # fmt: skip
         x = torch.randn(4, 8)
         torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-3)
-        with pytest.raises(ValueError, match=r"folded into the linear layer.*\(4, 8, 8\).*another axis"):
+        with pytest.raises(ValueError, match=r"folded into the layer before it.*\(4, 8, 8\).*another axis"):
             folded(torch.randn(4, 8, 8))
 
 
@@ -230,3 +309,48 @@ def test_weights_that_a_model_computes_with_itself():
     }  # fmt: skip
     index = torch.tensor([0, 3])
     torch.testing.assert_close(quantized(index), model(index), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_normalization_of_other_dimensions():
+    model, x = trained(nn.Sequential(nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8))), torch.randn(2, 3, 8)
+    nn.init.normal_(model[1].running_mean)
+    fused = fuse(model)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="another axis"):
+        fused(x[0])  # which BatchNorm1d would take for 8 rows of 8 channels
+    for layer, norm in ((nn.Linear(8, 8), nn.BatchNorm2d(8)), (nn.Conv2d(8, 8, 1), nn.BatchNorm1d(8))):
+        assert pairs_to_fuse(nn.Sequential(layer, norm).eval()) == []
+
+
+def test_what_asks_for_a_weights_dtype_or_size_computes_nothing_with_it():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x):
+            weight = self.linear.weight
+            x = x.to(weight).type_as(weight) + torch.zeros_like(weight)[0] * weight.dim()
+            return self.linear(x.reshape(-1, weight.size(1)))
+
+    assert weights_read(Asks().eval()) == set()
+    x = torch.randn(2, 8)
+    assert qlab.quantize_model(Asks().eval(), qlab.Recipe("int8-channel"), show=False)(x).shape == (2, 8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_tensors_as_defaults_are_traced_without_a_word():
+    class Mode(Part):
+        def forward(self, x, scale=torch.ones(())):  # noqa: B008
+            return super().forward(x) * scale
+
+    assert pairs_to_fuse(trained(Mode())) == [("conv", "bn")]
+
+
+def test_two_threads_trace_one_after_the_other():
+    before = nn.Module.__call__, nn.Module.__getattr__
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(pairs_to_fuse, [trained(nn.Sequential(*block())) for _ in range(12)]))
+    assert found == [[("0", "1"), ("3", "4")]] * 12
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before

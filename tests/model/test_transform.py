@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import qlab
+from qlab.model.batches import data_hash
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
-from qlab.model.record import data_hash
 
 # the least signal to noise of the outputs, in decibels, that a recipe must reach on the networks here
 NOISE = {
@@ -598,3 +598,11 @@ def test_an_error_in_a_batch_says_in_which():
     with pytest.raises(RuntimeError) as caught:
         qlab.quantize_model(mlp(), "tflite_full_integer", [torch.randn(2, 64), torch.randn(2, 63)])
     assert caught.value.__notes__ == ["This was batch 1 of those that are run through the model."]
+
+
+def test_weights_beyond_float16_are_refused():
+    model = mlp()
+    model[0].weight.data[0, 0] = 1e6
+    for name in ("float16", "tflite_float16"):
+        with pytest.raises(ValueError, match=r"1e\+06, beyond"):
+            qlab.quantize_model(model, name)

@@ -23,10 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qlab.model.fuse import leave_fast_path, refuse_training, refuse_without_numbers
+from qlab.model.batches import listed_batches, tensors_in
+from qlab.model.checks import refuse_training, refuse_without_numbers
+from qlab.model.fuse import leave_fast_path
 from qlab.model.outputs import outputs_of
-from qlab.model.record import Inputs, collect_inputs, listed_batches, run_batches
-from qlab.model.state import copied, tensors_in
+from qlab.model.record import Inputs, collect_inputs, run_batches
+from qlab.model.state import copied
 from qlab.show.table import Table
 from qlab.tensor.quantize import fake_quantize
 from qlab.tensor.scheme import Scheme, get_scheme
@@ -335,18 +337,11 @@ def _readers(model: nn.Module, batches: list[Any]) -> dict[str, list[str]]:
         if id(x) in made and linear not in readers[made[id(x)][0]]:
             readers[made[id(x)][0]].append(linear)
 
-    watching = [(module, partial(note, name)) for name, module in modules.items() if isinstance(module, nn.Linear)]
-    hooks = [
-        modules[name].register_forward_hook(lambda module, given, y, name=name: made.update({id(y): (name, y)}))
-        for name in readers
-    ]
-    try:
-        for batch in batches:
-            run_batches(model, [batch], watching)
+    given = [(module, partial(note, name)) for name, module in modules.items() if isinstance(module, nn.Linear)]
+    made_by = [(modules[name], lambda y, name=name: made.update({id(y): (name, y)})) for name in readers]
+    for batch in batches:
+        for _ in run_batches(model, [batch], given, made_by):
             made.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return readers
 
 
