@@ -24,7 +24,7 @@ from qlab.model.qat_rounding import AveragedInput, DynamicInput, LearnedInput, L
 from qlab.model.recipe import Recipe, get_recipe
 from qlab.model.state import copied
 from qlab.model.trace import pairs_to_fuse
-from qlab.model.transform import LayerChange, _choose, bytes_of, quantization_map, sqnr_of
+from qlab.model.transform import LayerChange, _choose, bytes_of, own_bytes, quantization_map, sqnr_of
 from qlab.number.codec import GRADIENTS
 from qlab.number.formats import IntFormat
 from qlab.tensor.blocks import PerTensor
@@ -193,13 +193,11 @@ def convert(model: nn.Module, *, show: bool = True) -> nn.Module:
     result = copied(model).eval()
     changes = []
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
         if name in layers:
             new, change = _converted(layers[name], name)
             result = replace_layer(result, name, new)
             changes.append(change)
-        elif own and not any(name.startswith(f"{taken}.") for taken in layers):
-            size = bytes_of(own)
+        elif (size := own_bytes(module)) and not any(name.startswith(f"{taken}.") for taken in layers):
             changes.append(LayerChange(name, type(module).__name__, "", "", "left: not prepared", size, size))
     result.quantization_changes = changes  # type: ignore[assignment]
     result.calibration_hash = None  # type: ignore[assignment]
@@ -327,12 +325,10 @@ def _converted(layer: QATLayer, name: str) -> tuple[nn.Module, LayerChange]:
         like.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         new = QuantizedConv(like, stored, activations=layer.activations, static=static)
     new.to(weight.device).eval()
-    own = [
-        p for p in (layer.weight, layer.bias, *(layer.norm.parameters() if layer.norm is not None else ())) if p is not None
-    ]
+    before = bytes_of(layer.parameters(recurse=False)) + (0 if layer.norm is None else own_bytes(layer.norm))
     after = bytes_of([b for key, b in new.named_buffers() if not key.endswith(("about", "sums"))])
     computes = new.extra_repr().rpartition(", ")[2]
     return new, LayerChange(
-        name, layer.kind, str(stored.scheme), str(layer.activations or "as they are"), computes, bytes_of(own), after,
+        name, layer.kind, str(stored.scheme), str(layer.activations or "as they are"), computes, before, after,
         sqnr_of(weight, torch.as_tensor(stored.dequantize()).to(weight.device)),
     )  # fmt: skip

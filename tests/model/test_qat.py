@@ -407,3 +407,14 @@ def test_models_that_are_not_fit_are_refused():
 def test_a_recipe_that_leaves_everything_is_refused():
     with pytest.raises(ValueError, match="leaves all layers as they are; lower min_size"):
         qlab.prepare_qat(nn.Sequential(nn.Linear(4, 4)), "dynamic_int8")
+
+
+def test_the_map_of_a_converted_model_adds_up():
+    model = cnn()
+    prepared = trained(qlab.prepare_qat(model, static("int4-channel", "int8-asym", skip=("linear",))), [images()])
+    small = qlab.convert(prepared, show=False)
+    rows = qlab.quantization_map(small).rows
+    assert sum(row[6] for row in rows) == sum(
+        t.nbytes for name, t in small.state_dict().items() if not name.endswith("about")
+    )
+    assert sum(row[5] for row in rows) == sum(t.nbytes for t in model.state_dict().values())
