@@ -167,3 +167,19 @@ def test_refusals(act, error, message):
         act(model)
     assert not any(module._forward_pre_hooks for module in model)
     assert model.training
+
+
+def test_the_line_of_progress_comes_after_two_seconds(monkeypatch):
+    waits = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("threading.Timer", lambda seconds, *_: waits.append(seconds) or Waiting())
+    assert list(progress([1, 2], "work")) == [1, 2]
+    assert waits == [2.0]
+
+
+class Waiting:
+    def start(self):
+        pass
+
+    def cancel(self):
+        pass

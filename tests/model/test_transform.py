@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import qlab
+from qlab.model import observers
 from qlab.model.batches import data_hash
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
+from qlab.model.recipe import OBSERVERS
 
 # the least signal to noise of the outputs, in decibels, that a recipe must reach on the networks here
 NOISE = {
@@ -606,3 +608,34 @@ def test_weights_beyond_float16_are_refused():
     for name in ("float16", "tflite_float16"):
         with pytest.raises(ValueError, match=r"1e\+06, beyond"):
             qlab.quantize_model(model, name)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("scheme", ["int8-asym", "int8"])
+@torch.no_grad()
+def test_static_ranges_are_those_of_the_observer_that_the_recipe_names(observer, scheme):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(64, 4)).eval(), [torch.randn(50, 64) ** 3 for _ in range(3)]
+    made = qlab.Recipe("int8-channel", qlab.Activations(scheme, "static", observer))
+    found = qlab.quantize_model(model, made, batches, show=False)[0].static
+    by_hand = observers.OBSERVERS[observer](symmetric=scheme == "int8", bits=8)
+    for x in batches:
+        by_hand.update(x)
+    lowest, highest = by_hand.range()
+    if scheme == "int8":
+        assert float(found.scale) == pytest.approx(max(-lowest, highest) / 127, rel=1e-6)
+        assert found.zero == 0
+    else:
+        assert float(found.scale) == pytest.approx((highest - lowest) / 255, rel=1e-6)
+        assert abs(float(found.zero) - (-128 - lowest / float(found.scale))) <= 0.5 + 1e-3
+
+
+def test_each_observer_finds_another_range():
+    x = torch.randn(4000) ** 3
+    found = set()
+    for kind in observers.OBSERVERS.values():
+        observer = kind()
+        observer.update(x[:2000])
+        observer.update(x[2000:])
+        found.add(observer.range())
+    assert len(found) == len(observers.OBSERVERS)
