@@ -45,7 +45,7 @@ def accumulated(func: Any, x: Tensor, weight: Tensor, rounder: Rounder, chunk: i
     same place is added in float32.
     """
     if func is functional.linear:
-        rows = _Product.apply(x.reshape(-1, x.shape[-1]), weight.t(), rounder, chunk)  # type: ignore[no-untyped-call]
+        rows = _Product.apply(x.unsqueeze(0).flatten(0, -2), weight.t(), rounder, chunk)  # type: ignore[no-untyped-call]
         return rows.reshape(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
     return _convolved(x, weight, rounder, chunk, *args, **how)
 
@@ -55,23 +55,27 @@ def _convolved(
 ) -> Tensor:
     line, single = weight.ndim == 3, x.ndim == weight.ndim - 1
     dims = weight.ndim - 2
-    stride, dilation = ((v,) * dims if isinstance(v, int) else tuple(v) for v in (stride, dilation))
+
+    def each(value: Any) -> tuple[int, ...]:
+        return (value,) * dims if isinstance(value, int) else tuple(value) * (dims // len(value))
+
+    stride, dilation = each(stride), each(dilation)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if isinstance(padding, str):
         sides = [(r // 2, r - r // 2) if padding == "same" else (0, 0) for r in reach]
     else:
-        sides = [(p, p) for p in ((padding,) * dims if isinstance(padding, int) else padding)]
+        sides = [(p, p) for p in each(padding)]
     x = functional.pad(x.unsqueeze(0) if single else x, [side for pair in reversed(sides) for side in pair])
     if line:  # an image of height 1
         x, weight, stride, dilation = x.unsqueeze(-2), weight.unsqueeze(-2), (1, *stride), (1, *dilation)
     size = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[2:], dilation, weight.shape[2:], stride, strict=True)]
     columns = functional.unfold(x, weight.shape[2:], dilation=dilation, stride=stride)  # (n, in * kernel, places)
-    rows = columns.movedim(1, -1).reshape(-1, groups, weight[0].numel())  # (n * places, groups, in / groups * kernel)
-    each = [
-        _Product.apply(rows[:, group], part.flatten(1).t(), rounder, chunk)  # type: ignore[no-untyped-call]
-        for group, part in enumerate(weight.chunk(groups))
+    rows = columns.movedim(1, -1).flatten(0, 1)  # (n * places, in * kernel)
+    products = [
+        _Product.apply(some, part.flatten(1).t(), rounder, chunk)  # type: ignore[no-untyped-call]
+        for some, part in zip(rows.chunk(groups, dim=1), weight.chunk(groups), strict=True)
     ]
-    y = torch.cat(each, dim=1).reshape(len(x), *size, -1).movedim(-1, 1)
+    y = torch.cat(products, dim=1).reshape(len(x), *size, weight.shape[0]).movedim(-1, 1)
     y = y.squeeze(-2) if line else y
     return y.squeeze(0) if single else y
 

@@ -147,6 +147,8 @@ def emulate(
     """
     named = {"forward": _resolve("forward", forward), "backward": _resolve("backward", backward)}
     named["accumulate"] = get_format(accumulate)
+    if not isinstance(named["accumulate"], FloatFormat):
+        raise ValueError(f"accumulate={accumulate!r} has no scale; name a format of floating point, such as 'float16'")
     one_of("overflow", overflow, OVERFLOWS)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk={chunk!r} is not allowed; give a number of products from 1, or None to round at the end")

@@ -70,6 +70,8 @@ def autocast_report(model: nn.Module, batch: Any, dtype: str = "bfloat16", *, de
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
     one_of("dtype", dtype, tuple(_DTYPES))
     arguments, keywords = arguments_of(batch)
+    with torch.no_grad(), torch.random.fork_rng([]):
+        copied_to_run(model)(*arguments, **keywords)  # what layers of qlab lay out at their first call is not to be seen
     watch = _Watch()
     modules = dict(copied_to_run(model).named_modules())
     hooks = []

@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GIVE", "Batches", "arguments_of", "data_hash", "listed_batches", "refuse_single", "tensors_in", "things_in"]
-
-Kind = TypeVar("Kind")
+__all__ = ["GIVE", "Batches", "arguments_of", "data_hash", "listed_batches", "refuse_single", "tensors_in"]
 
 GIVE = (
     "give an iterable of batches, each a tensor, a tuple or a dict (an iterator that was gone through before is empty the "
@@ -125,18 +123,13 @@ def arguments_of(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     )
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Go through the tensors in tuples, lists and dicts in each other, in order."""
-    yield from things_in(value, Tensor)
-
-
-def things_in(value: Any, kind: type[Kind], inside: tuple[int, ...] = ()) -> Iterator[Kind]:
-    """The same of any kind of thing; what holds itself is gone through once."""
-    if isinstance(value, kind):
+def tensors_in(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """Go through the tensors in tuples, lists and dicts in each other, in order; through what holds itself once."""
+    if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, Mapping)) and id(value) not in inside:
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from things_in(part, kind, (*inside, id(value)))
+            yield from tensors_in(part, (*inside, id(value)))
 
 
 def refuse_single(batches: Any, argument: str) -> None:
@@ -160,4 +153,4 @@ def _parts(batch: Any) -> Iterator[Tensor]:
 
 def _add_to(digest: Any, batch: Any) -> None:
     for part in _parts(batch):
-        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(part.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

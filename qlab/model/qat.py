@@ -118,7 +118,7 @@ def prepare_qat(
         raise ValueError(f"the recipe ({recipe}) leaves all layers as they are; lower min_size")
     check_weights(model, chosen)
     result = copied(model)
-    norms = dict(pairs_to_fuse(result))
+    norms = dict(pairs_to_fuse(result, modes=(False, True)))
     for name in chosen:
         layer = result.get_submodule(name)
         if getattr(layer, "padding_mode", "zeros") != "zeros":

@@ -1,9 +1,9 @@
 """What a model's own code does with its layers, as far as `torch.fx` can follow it: what is called after what, and what is read.
 
 A trace runs a forward with stand-ins for its inputs: of branches it sees one, and it gives up where numbers decide. So it is run
-for arguments that are given and for those left at their defaults, and pairs of layers are found only where all runs agree. Parts
-of a model that cannot be traced are traced on their own, if its code calls them and does nothing else with them. While a trace
-runs, `torch.fx` changes `nn.Module` for the whole process: no other thread should run a model meanwhile.
+for arguments that are given, None, or left at their defaults, and pairs of layers are found only where all runs agree. Parts of a
+model that cannot be traced are traced on their own, if its code calls them and does nothing else with them. While a trace runs,
+`torch.fx` changes `nn.Module` for the whole process: no other thread should run a model meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import textwrap
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from qlab.model.batches import things_in
 from qlab.model.state import HOOKS, copied_to_run
 
 __all__ = ["pairs_to_fuse", "weights_read"]
@@ -40,10 +40,17 @@ _ASKS = {
 _one_at_a_time = threading.RLock()
 
 
-def pairs_to_fuse(model: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of layers, and of the batch normalization that follows each, in all runs that a trace can see."""
+def pairs_to_fuse(model: nn.Module, *, modes: tuple[bool, ...] = (False,)) -> list[tuple[str, str]]:
+    """Return the names of layers, and of the batch normalization that follows each, in all runs that a trace can see.
+
+    Parameters
+    ----------
+    model : nn.Module
+    modes : tuple of bool
+        Which modes it will be run in: whether in training.
+    """
     names = Counter(id(part) for _, part in model.named_modules(remove_duplicate=False))
-    found = _search(model, "", called=True)
+    found = _search(model, "", modes, called=True)
     return [pair for pair in found if all(names[id(model.get_submodule(each))] == 1 for each in pair)]
 
 
@@ -65,10 +72,10 @@ def _asks_only(user: fx.Node, weight: fx.Node) -> bool:
 
 
 # --- where pairs are looked for --------------------------------------------------------------------------------------
-def _search(module: nn.Module, name: str, *, called: bool) -> Iterator[tuple[str, str]]:
+def _search(module: nn.Module, name: str, modes: tuple[bool, ...], *, called: bool) -> Iterator[tuple[str, str]]:
     """Find the pairs within a module; `called` says whether it is known that the model calls it, and not the parts of it."""
     prefix = f"{name}." if name else ""
-    traces = _traces(module) if called else None
+    traces = _traces(module, modes) if called else None
     if traces is not None:
         yield from ((prefix + before, prefix + norm) for before, norm in _pairs(module, traces))
         return
@@ -77,15 +84,27 @@ def _search(module: nn.Module, name: str, *, called: bool) -> Iterator[tuple[str
         for (a, before), (b, norm) in itertools.pairwise(module.named_children()):
             if _can_take(before, norm):
                 yield prefix + a, prefix + b
+    hands_on = in_turn or (called and (isinstance(module, _CONTAINERS) or hasattr(module, "_orig_mod")))
     for key, child in module.named_children():
-        yield from _search(child, prefix + key, called=in_turn or (called and _only_called(module, key)))
+        holds = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        yield from _search(child, prefix + key, modes, called=hands_on or (called and _only_called(module, key, holds=holds)))
 
 
-def _only_called(module: nn.Module, key: str) -> bool:
-    """Whether the code of a module's classes, but for constructors, calls a part of it and does nothing else with it."""
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""What is not called by itself, or calls nothing but what it holds."""
+
+
+def _only_called(module: nn.Module, key: str, *, holds: bool) -> bool:
+    """Whether the code of a module's classes, but for constructors, calls a part of it and does nothing else with it.
+
+    If the part only `holds` others, these are to be called: ``self.key[i](x)``, or ``for each in self.key: x = each(x)``.
+    """
     kinds = type(module).__mro__
+    kinds = kinds[: kinds.index(nn.Module)]
     try:
-        trees = [ast.parse(textwrap.dedent(inspect.getsource(kind))) for kind in kinds[: kinds.index(nn.Module)]]
+        trees = [ast.parse(textwrap.dedent(inspect.getsource(kind))) for kind in kinds]
+        if not all(_is_of_the_source(kind) for kind in kinds):
+            return False
     except (OSError, TypeError, SyntaxError):
         return False
     bodies = [part for tree in trees for part in tree.body[0].body if getattr(part, "name", "") != "__init__"]  # type: ignore[attr-defined]
@@ -96,59 +115,116 @@ def _only_called(module: nn.Module, key: str) -> bool:
         return False
     if any(hasattr(nn.Module, n.attr) and n.attr not in ("training", "forward") for n in mine):
         return False  # such as self.children()
+    if holds:
+        calls = {id(n.value) for n in nodes if isinstance(n, ast.Subscript) and id(n) in calls} | {
+            id(part) for n in nodes if isinstance(n, ast.For) for part in _looped(n, calls)
+        }
     uses = [id(n) in calls for n in mine if n.attr == key]
     return bool(uses) and all(uses)
 
 
+def _is_of_the_source(kind: type) -> bool:
+    """Whether the forward of a class, if it has one of its own, is the one that its source shows."""
+    code = getattr(vars(kind).get("forward"), "__code__", None)
+    lines, first = inspect.getsourcelines(kind)
+    return code is None or (
+        code.co_filename == inspect.getsourcefile(kind) and first <= code.co_firstlineno < first + len(lines)
+    )
+
+
+def _looped(loop: ast.For, calls: set[int]) -> list[ast.AST]:
+    """What a loop goes through, if it does nothing with each thing of it but call it."""
+    through, target = loop.iter, loop.target
+    if isinstance(through, ast.Call) and isinstance(through.func, ast.Name) and through.func.id == "enumerate" and through.args:
+        through, target = through.args[0], target.elts[-1] if isinstance(target, ast.Tuple) else target
+    elif isinstance(through, ast.Call) and isinstance(through.func, ast.Attribute) and through.func.attr in ("values", "items"):
+        if through.func.attr == "items":
+            target = target.elts[-1] if isinstance(target, ast.Tuple) else target
+        through = through.func.value
+    names = [n for part in (*loop.body, *loop.orelse) for n in ast.walk(part) if isinstance(n, ast.Name)]
+    uses = [id(n) in calls for n in names if isinstance(target, ast.Name) and n.id == target.id]
+    return [through] if uses and all(uses) else []
+
+
 # --- traces ----------------------------------------------------------------------------------------------------------
 class _Trace(NamedTuple):
-    """The graph of a module, and the steps of it whose results its forward keeps."""
+    """The graph of a module, and the steps of it whose results something keeps."""
 
     graph: fx.Graph
     kept: set[fx.Node]
 
 
+class _StandIn(fx.Proxy):
+    """A stand-in that says that it is a tensor."""
+
+    __class__ = torch.Tensor  # type: ignore[assignment]
+
+
 class _Tracer(fx.Tracer):
-    """One that sees where buffers are read, as it does for parameters."""
+    """One that sees where buffers are read, as it does for parameters, and knows which stand-ins there are."""
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[weakref.ref[fx.Proxy], fx.Node]] = []
 
-def _traces(module: nn.Module) -> list[_Trace] | None:
-    """Trace a module with its optional arguments given, left out, and each one given alone; None if it cannot be traced."""
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = _StandIn(node, self)
+        self.made.append((weakref.ref(made), node))
+        return made
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _StandIn else super().create_arg(a)  # it looks at the class
+
+
+def _traces(module: nn.Module, modes: tuple[bool, ...]) -> list[_Trace] | None:
+    """Trace a module in all the ways that its arguments may be given; None if it cannot be traced."""
     if not any(type(part) in NORMS for part in module.modules()):
         return []
-    if any("isinstance" in _names_in(part) or "is_tensor" in _names_in(part) for part in module.modules()):
-        return None  # a stand-in is no tensor
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    runs: list[dict[str, Any]] = [{}, defaults] if defaults else [{}]
-    for key, value in defaults.items():
-        others = {other: default for other, default in defaults.items() if other != key}
-        runs.append({**others, key: not value} if isinstance(value, bool) else others)
-    traces = [_traced(module, run) for run in runs]
-    return None if None in traces else traces  # type: ignore[return-value]
+    found = []
+    for mode in modes:
+        needed, more = _ways_to_call(module)
+        traces = [_traced(module, way, mode) for way in needed]
+        if None in traces:
+            return None
+        found += traces + [trace for trace in (_traced(module, way, mode) for way in more) if trace is not None]
+    if any(node.op == "call_method" and node.target in ("get", "pop") for trace in found for node in trace.graph.nodes):  # type: ignore[union-attr]
+        return None  # what comes out may be None, a stand-in never is
+    return found  # type: ignore[return-value]
 
 
-def _names_in(module: nn.Module) -> tuple[str, ...]:
-    """The names that the code of a module's forward uses; none of torch's own."""
-    code = getattr(type(module).forward, "__code__", None)
-    return () if code is None or type(module).__module__.startswith("torch.") else code.co_names
+def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Which arguments to fix, to what: first the ways in which a module must be traced, then others that it may not take."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    flags = {p.name: p.default for p in named if isinstance(p.default, bool)}
+    defaults = {p.name: p.default for p in named if p.default is not p.empty and p.name not in flags}
+    needed = [flags, flags | defaults] if defaults else [flags]
+    subsets = itertools.chain.from_iterable(itertools.combinations(defaults, n) for n in range(1, len(defaults)))
+    most = 8  # of many arguments, the first ones to be left out one by one or two by two
+    more = [flags | {key: defaults[key] for key in some} for some in itertools.islice(subsets, most)]
+    more += [flags | {key: value for key, value in defaults.items() if key != given} for given in defaults]
+    more += [each | {key: not value} for key, value in flags.items() for each in needed]
+    required = [p.name for p in named if p.default is p.empty][1:]
+    more += [flags | {key: None} for key in required]
+    return needed, more
 
 
-def _traced(module: nn.Module, arguments: dict[str, Any] | None = None) -> _Trace | None:
+def _traced(module: nn.Module, arguments: dict[str, Any] | None = None, training: bool = False) -> _Trace | None:
     """Trace a module, a copy of it, since tracing runs its forward; None where that fails, or hooks might do more."""
-    inner = [part for part in module.modules() if part is not module and not type(part).__module__.startswith("torch.nn")]
-    if "forward" in vars(module) or any(_has_hooks(part) or "forward" in vars(part) for part in inner):
+    tracer = _Tracer()
+    entered = [part for part in module.modules() if part is not module and not tracer.is_leaf_module(part, "")]
+    if "forward" in vars(module) or any(_has_hooks(part) or "forward" in vars(part) for part in entered):
         return None
     try:
-        run = copied_to_run(module)
+        run = copied_to_run(module).train(training)
         with _one_at_a_time, torch.random.fork_rng([]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = _Tracer().trace(run, concrete_args=arguments or None)
+            graph = tracer.trace(run, concrete_args=arguments or None)
     except Exception:  # the tracer refuses in many ways
         return None
-    return _Trace(graph, {proxy.node for part in run.modules() for proxy in things_in(vars(part), fx.Proxy)})
+    return _Trace(graph, {node for made, node in tracer.made if made() is not None})
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -485,6 +485,29 @@ def test_convolutions_by_chunks(make, shape):
         assert (ones(torch.ones(1, 64, 4, 5)) == 256).all()  # of 576
 
 
+def test_chunks_of_odd_shapes():
+    x, w = torch.randn(1, 4, 9, 9), torch.randn(8, 4, 3, 3)
+    with qlab.amp.emulate("float32", "float32", chunk=8):
+        for how in ({"padding": (1,)}, {"stride": (2,)}, {"dilation": (2,), "padding": [1]}):
+            torch.testing.assert_close(F.conv2d(x, w, **how), torch.conv2d(x, w, **how), rtol=1e-4, atol=1e-4)
+        assert F.conv2d(x[:0], w).shape == (0, 8, 7, 7)
+        assert F.linear(torch.zeros(3, 0), torch.zeros(2, 0)).shape == (3, 2)
+        assert F.linear(torch.zeros(0, 3), torch.zeros(2, 3)).shape == (0, 2)
+        assert F.linear(torch.ones(3), torch.ones(2, 3)).tolist() == [3, 3]
+
+
+def test_accumulators_are_of_floating_point():
+    for wrong in ("int8", "nf4"):
+        with pytest.raises(ValueError, match=f"accumulate='{wrong}' has no scale"), qlab.amp.emulate(accumulate=wrong):
+            pass
+
+
+def test_autocast_report_is_the_same_the_second_time():
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).eval(), torch.randn(5, 64)
+    quantized = qlab.quantize_model(model, qlab.Recipe("int8-channel", "int8"), show=False)
+    assert repr(qlab.amp.autocast_report(quantized, x)) == repr(qlab.amp.autocast_report(quantized, x))
+
+
 def test_chunks_are_checked():
     for chunk in (0, True, 1.5):
         with pytest.raises(ValueError, match=f"chunk={chunk}"), qlab.amp.emulate(chunk=chunk):
