@@ -56,7 +56,7 @@ def pairs_to_fuse(model: nn.Module, *, modes: tuple[bool, ...] = (False,)) -> li
 
 def weights_read(model: nn.Module) -> set[str]:
     """Return the names of the modules whose parameters or buffers the model's own code computes with, as far as a trace shows."""
-    trace = _traced(model)
+    trace = _traced(model, _ways_to_call(model)[0][0])
     nodes = [] if trace is None else [node for node in trace.graph.nodes if node.op == "get_attr"]
     read = {str(node.target).rpartition(".")[0] for node in nodes if any(not _asks_only(user, node) for user in node.users)}
     return read - {""}  # a model that is a single layer

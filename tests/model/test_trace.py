@@ -424,7 +424,8 @@ def test_weights_that_a_model_computes_with_itself():
             super().__init__()
             self.table, self.linear, self.other = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 4)
 
-        def forward(self, index):
+        def forward(self, index, doubled=False):
+            index = torch.cat([index, index]) if doubled else index
             x = self.linear(self.table(index)).to(self.other.weight.dtype).to(self.other.weight.device)
             return functional.linear(self.other(x), self.table.weight)
 
