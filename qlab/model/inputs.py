@@ -210,7 +210,8 @@ def to_bytes(x: Tensor, activations: Activations, found: Scale) -> tuple[Tensor,
 
 def _extremes_as_numbers(x: Tensor) -> tuple[float, float]:
     """The lowest and the highest element; NaN where there is one."""
-    x = x.detach().float()
+    if x.requires_grad or x.dtype != torch.float32:
+        x = x.detach().float()
     if x.numel() <= _LARGE:
         try:
             values = x.numpy()  # on one thread NumPy takes half the time for both
@@ -238,22 +239,21 @@ def _spread_one(low: float, high: float, lowest: int, highest: int, symmetric: b
 
     The arithmetic is that of float32: float64 holds enough that rounding twice is rounding once.
     """
+    float32 = np.float32
     if symmetric:
-        scale = _float32(max(high, -low) / highest)
+        scale = float(float32(max(high, -low) / highest))
     else:
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = _float32(_float32(high - low) / (highest - lowest))
+        if not high - low < _BEYOND:
+            return Scale((high - low) * math.inf, 0.0)
+        scale = float(float32(float(float32(high - low)) / (highest - lowest)))
     if not scale < math.inf:
-        return Scale(scale, None if symmetric else 0.0)  # infinities or NaN, as the outputs will be
+        return Scale(scale, None)  # infinities or NaN, as the outputs will be
     scale = max(scale, _SMALLEST)
-    below, above = _float32(low / scale), _float32(high / scale)  # between them lies all the rest
-    zero = 0 if symmetric else min(max(round(_float32(lowest - below)), lowest), highest)
+    below, above = float(float32(low / scale)), float(float32(high / scale))  # between them lies all the rest
+    zero = 0 if symmetric else min(max(round(float(float32(lowest - below))), lowest), highest)
     within = lowest <= round(below) + zero and round(above) + zero <= highest
     return Scale(scale, None if symmetric else float(zero), within)
-
-
-def _float32(x: float) -> float:
-    return float(np.float32(x)) if -_BEYOND < x < _BEYOND else x * math.inf  # NaN stays NaN
 
 
 def quantized_input(x: Tensor, activations: Activations, static: StaticRange | None) -> Tensor:

@@ -239,7 +239,7 @@ class QuantizedLinear(_Quantized):
         else:
             codes, scale, zero = self._input_codes(rows)
             outputs = self._rescaled(integer_matmul(codes, self.weight.int8_codes()), scale, zero)
-        outputs = outputs.to(x.dtype)  # (rows, out)
+        outputs = outputs if x.dtype is outputs.dtype else outputs.to(x.dtype)  # (rows, out)
         return outputs if x.ndim == 2 else outputs.reshape(*x.shape[:-1], self.weight_shape[0])
 
     def _by_rows(self, x: Tensor, bias: Tensor | None) -> Tensor:
