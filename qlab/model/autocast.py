@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from qlab._check import one_of
 from qlab.model.batches import arguments_of, tensors_in
-from qlab.model.state import copied_to_run
+from qlab.model.state import QUANTIZED, copied_to_run
 from qlab.show.table import Table
 
 __all__ = ["autocast_report"]
@@ -70,8 +70,10 @@ def autocast_report(model: nn.Module, batch: Any, dtype: str = "bfloat16", *, de
         raise TypeError(f"model is a torch.nn.Module, not {type(model).__name__}")
     one_of("dtype", dtype, tuple(_DTYPES))
     arguments, keywords = arguments_of(batch)
-    with torch.no_grad(), torch.random.fork_rng([]):
-        copied_to_run(model)(*arguments, **keywords)  # what layers of qlab lay out at their first call is not to be seen
+    if any(isinstance(module, QUANTIZED) for module in model.modules()):
+        # their first call lays out weights, which is not to be seen
+        with torch.no_grad(), torch.random.fork_rng([]):
+            copied_to_run(model)(*arguments, **keywords)
     watch = _Watch()
     modules = dict(copied_to_run(model).named_modules())
     hooks = []

@@ -24,7 +24,8 @@ GIVE = (
 
 def listed_batches(batches: Iterable[Any], argument: str = "batches") -> list[Any]:
     """Return batches as a list, which can be gone through again and again; as `Batches`, it refuses what is no batch."""
-    return list(Batches(batches, argument))
+    refuse_single(batches, argument)
+    return list(_checked(batches, argument))
 
 
 class Batches:
@@ -58,15 +59,10 @@ class Batches:
         self.batches, self.argument, self._digest = batches, argument, hashlib.sha256()
 
     def __iter__(self) -> Iterator[Any]:
-        self._digest, number = hashlib.sha256(), -1
-        for number, batch in enumerate(self.batches):
-            if wrong := sum(int(part.isnan().sum()) for part in _parts(batch)):
-                remedy = "clean the batches, as with torch.nan_to_num"
-                raise ValueError(f"{self.argument}: batch {number} holds {wrong} NaN; {remedy}")
+        self._digest = hashlib.sha256()
+        for batch in _checked(self.batches, self.argument):
             _add_to(self._digest, batch)
             yield batch
-        if number < 0:
-            raise ValueError(f"{self.argument} is empty; {GIVE}")
 
     def __length_hint__(self) -> int:
         return length_hint(self.batches, 0)
@@ -141,6 +137,17 @@ def refuse_single(batches: Any, argument: str) -> None:
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+def _checked(batches: Iterable[Any], argument: str) -> Iterator[Any]:
+    number = -1
+    for number, batch in enumerate(batches):
+        if wrong := sum(int(part.isnan().sum()) for part in _parts(batch)):
+            remedy = "clean the batches, as with torch.nan_to_num"
+            raise ValueError(f"{argument}: batch {number} holds {wrong} NaN; {remedy}")
+        yield batch
+    if number < 0:
+        raise ValueError(f"{argument} is empty; {GIVE}")
+
+
 def _parts(batch: Any) -> Iterator[Tensor]:
     """The tensors in a batch; of a sparse one its indices and its values."""
     for x in tensors_in(arguments_of(batch)):

@@ -31,11 +31,16 @@ _NORMS_OF: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.Linear: (nn.BatchNorm1d, nn.SyncBatchNorm), nn.Conv1d: (nn.BatchNorm1d, nn.SyncBatchNorm),
     nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
 }  # fmt: skip
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""What is not called by itself, or calls nothing but what it holds."""
 _ASKS = {
     "device", "dtype", "shape", "ndim", "size", "dim", "numel", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
     "randn_like",
 }  # fmt: skip
 """What asks a tensor what it is, and not for its numbers; packed weights can answer."""
+
+_LEFT_OUT = 8
+"""Of many optional arguments, in how many ways some are left out: the first ones, one by one and two by two."""
 
 _one_at_a_time = threading.RLock()
 
@@ -88,10 +93,6 @@ def _search(module: nn.Module, name: str, modes: tuple[bool, ...], *, called: bo
     for key, child in module.named_children():
         holds = isinstance(child, (nn.ModuleList, nn.ModuleDict))
         yield from _search(child, prefix + key, modes, called=hands_on or (called and _only_called(module, key, holds=holds)))
-
-
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.DataParallel, nn.parallel.DistributedDataParallel)
-"""What is not called by itself, or calls nothing but what it holds."""
 
 
 def _only_called(module: nn.Module, key: str, *, holds: bool) -> bool:
@@ -183,8 +184,8 @@ def _traces(module: nn.Module, modes: tuple[bool, ...]) -> list[_Trace] | None:
     if not any(type(part) in NORMS for part in module.modules()):
         return []
     found = []
+    needed, more = _ways_to_call(module)
     for mode in modes:
-        needed, more = _ways_to_call(module)
         traces = [_traced(module, way, mode) for way in needed]
         if None in traces:
             return None
@@ -202,9 +203,9 @@ def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], list[dict[st
     defaults = {p.name: p.default for p in named if p.default is not p.empty and p.name not in flags}
     needed = [flags, flags | defaults] if defaults else [flags]
     subsets = itertools.chain.from_iterable(itertools.combinations(defaults, n) for n in range(1, len(defaults)))
-    most = 8  # of many arguments, the first ones to be left out one by one or two by two
-    more = [flags | {key: defaults[key] for key in some} for some in itertools.islice(subsets, most)]
-    more += [flags | {key: value for key, value in defaults.items() if key != given} for given in defaults]
+    but_one = (tuple(key for key in defaults if key != given) for given in defaults) if len(defaults) > 1 else ()
+    left_out = dict.fromkeys([*itertools.islice(subsets, _LEFT_OUT), *but_one])  # each once
+    more = [flags | {key: defaults[key] for key in some} for some in left_out]
     more += [each | {key: not value} for key, value in flags.items() for each in needed]
     required = [p.name for p in named if p.default is p.empty][1:]
     more += [flags | {key: None} for key in required]
