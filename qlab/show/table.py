@@ -29,8 +29,8 @@ class Table:
     columns : sequence of str
         Keys of the catalogue's ``column`` table; they are also the headings in plain text.
     rows : sequence of sequences
-        Cells: text, or numbers, which are set to the right. Text that is a key of the catalogue's ``cell`` table is
-        shown as its message in a notebook.
+        Cells: text, or numbers, which are set to the right. Text that is a key of the catalogue's ``cell`` table, or fits
+        one with ``{}`` in it, is shown as its message in a notebook.
     caption : str, optional
         Key of the catalogue's ``table`` table.
     notes : mapping of str to str, optional
@@ -53,7 +53,7 @@ class Table:
 
         def cell(value: Any) -> str:
             if isinstance(value, str):
-                word = words.get(f"cell.{value}")
+                word = _message(value, words)
                 return f"<td>{escape(word)}</td>" if word else f"<td><bdi>{escape(value)}</bdi></td>"
             return f"<td{_NUMBER}>{escape(number(value))}</td>"
 
@@ -82,6 +82,17 @@ class Table:
             return "  ".join(padded).rstrip()
 
         return "\n".join([*map(line, cells), *(f"{key}: {value}" for key, value in self.notes.items())])
+
+
+def _message(text: str, words: Mapping[str, str]) -> str | None:
+    """The message for a cell's text, with what stands in place of ``{}``; None if the catalogue has none."""
+    if (exact := words.get(f"cell.{text}")) is not None:
+        return exact
+    for key, word in words.items():
+        head, gap, tail = key.removeprefix("cell.").partition("{}")
+        if gap and key.startswith("cell.") and text.startswith(head) and text.endswith(tail):
+            return word.format(text[len(head) : len(text) - len(tail)])
+    return None
 
 
 def format_table(formats: Sequence[Format]) -> Table:

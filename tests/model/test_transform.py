@@ -3,8 +3,10 @@
 import copy
 import io
 import pickle
+import re
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from qlab.model.batches import data_hash
 from qlab.model.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear
 from qlab.model.packed import Packed
 from qlab.model.recipe import OBSERVERS
+from qlab.show.table import Table
 
 # the least signal to noise of the outputs, in decibels, that a recipe must reach on the networks here
 NOISE = {
@@ -639,3 +642,26 @@ def test_each_observer_finds_another_range():
         observer.update(x[2000:])
         found.add(observer.range())
     assert len(found) == len(observers.OBSERVERS)
+
+
+@pytest.mark.parametrize("language", ["zh", "vi", "fa"])
+def test_the_map_speaks_the_readers_language(language):
+    """Its columns of words, and every reason that the code can give, are in the catalogues; what `print` shows stays as it is."""
+    model = nn.Sequential(nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.LayerNorm(5), nn.Conv1d(8, 4, 1), nn.Linear(5, 5)).eval()
+    table = qlab.quantization_map(
+        qlab.quantize_model(model, qlab.Recipe("int8-channel", types=("Conv1d",), min_size=40), show=False)
+    )
+    words = {row[column] for row in table.rows for column in (3, 4) if row[column]}
+    assert {"left: below min_size=40", "left: the recipe takes Conv1d only", "folded into the layer before"} <= words
+    for source in Path(qlab.__file__).parent.glob("model/**/*.py"):
+        words |= set(re.findall(r'"(left: [^"{]*[^"{ ])"', source.read_text(encoding="utf-8")))
+    assert len(words) > 15
+    qlab.set_language(language)
+    try:
+        html = Table(("how",), [(word,) for word in words])._repr_html_()
+    finally:
+        qlab.set_language(None)
+    assert html.count("<td>") == len(words)  # a message, where the word itself would stand isolated
+    assert not [word for word in words if f"<bdi>{word}" in html]
+    assert "min_size=40" in html
+    assert "left: below min_size=40" in repr(table)
