@@ -11,6 +11,7 @@ from qlab.show.table import Table
 SUITES = {
     "number": number.run, "roundings": number.roundings, "arithmetic": arithmetic.run, "tensor": tensor.run,
     "model": model.run, "convolutions": model.convolutions, "training": model.training,
+    "methods": model.methods,
 }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Quantized layers and a step of quantization-aware training beside float32 and torch.ao, on one thread: microseconds."""
+"""Quantized layers and a step of quantization-aware training beside float32 and torch.ao, on one thread: microseconds.
+
+And what each method of post-training quantization takes for a layer, beside rounding to nearest.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,12 @@ def training(batches: tuple[int, ...] = (64, 256)) -> list[dict[str, object]]:
         return [_one_step(batch) for batch in batches]
 
 
+def methods(width: int = 512, rows: int = 512) -> list[dict[str, object]]:
+    """Return a row for each method: time to quantize a linear layer to 4 bits, its calibration with it, and the error left."""
+    with _one_thread():
+        return _each_method(width, rows)
+
+
 @contextmanager
 def _one_thread(*, gradients: bool = False) -> Iterator[None]:
     import torch
@@ -71,6 +80,29 @@ def _one_size(width: int, rows: int) -> dict[str, object]:
     row["float32/dynamic_int8"] = round(us["float32"] / us["dynamic_int8"], 2)
     row["torch_ao/dynamic_int8"] = round(us["torch_ao_dynamic"] / us["dynamic_int8"], 2)
     return row
+
+
+def _each_method(width: int, rows: int) -> list[dict[str, object]]:
+    import torch
+    from torch import nn
+
+    progress(f"methods: {width}")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, width)).eval()
+    x = torch.randn(rows, width) @ torch.randn(width, width) / width**0.5  # channels that depend on one another
+    want = model(x)
+
+    def made(method: str) -> nn.Module:
+        return qlab.quantize_model(model, qlab.Recipe("int4-b32", method=method), [x], show=False)
+
+    each = {method: (lambda m=method: made(m)) for method in ("rtn", "gptq", "awq", "hqq", "adaround")}
+    us = {method: ns / 1000 for method, ns in side_by_side(each, elements=1, repeats=3).items()}
+    errors = {method: float((made(method)(x) - want).norm() / want.norm()) for method in each}
+    return [
+        {"width": width, "rows": rows, "method": method, "us": round(us[method]), "us/rtn": round(us[method] / us["rtn"], 1)}
+        | {"error": round(errors[method], 4)}
+        for method in each
+    ]
 
 
 def _one_convolution(images: int, channels: int, width: int, out: int, kernel: int, groups: int) -> dict[str, object]:

@@ -107,7 +107,9 @@ class Recipe:
     embeddings : str or Scheme, optional
         How embedding tables are stored; as `weights` unless given.
     min_size : int
-        Layers with fewer weights are left as they are: small layers lose time by it.
+        Layers with fewer weights are left as they are. The named recipes have one where small layers lose: time, by integers
+        found anew for each input, and accuracy, by weights of 4 bits, that a first convolution of 9 weights a channel cannot
+        spare.
     options : tuple of (str, value)
         For the method, such as ``(("damping", 0.01),)``; a dict is taken too.
 
@@ -208,8 +210,8 @@ def _static(scheme: str, observer: str = "minmax") -> Activations:
 def _recipes() -> dict[str, Recipe]:
     made: dict[str, dict[str, Any]] = {
         "weight_only_int8": {"weights": "int8-channel"},
-        "weight_only_nf4": {"weights": "nf4"},
-        "weight_only_int4": {"weights": "uint4-b64-min/f16"},  # 4.5 bits; from the lowest value of a block up
+        "weight_only_nf4": {"weights": "nf4", "min_size": 2**10},
+        "weight_only_int4": {"weights": "uint4-b64-min/f16", "min_size": 2**10},  # from the lowest value of a block up
         "dynamic_int8": {"weights": "int8-channel", "activations": "int8-asym", "types": ("Linear",), "min_size": 2**17},
         "static_int8": {"weights": "int8-channel", "activations": _static("int8-asym", "histogram_mse")},
         "static_int16x8": {"weights": "int8-channel", "activations": _static("int16")},

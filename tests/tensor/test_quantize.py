@@ -65,7 +65,7 @@ def test_integer_product_is_exact():
 def test_time_products_measures():
     table = time_products([16, 32], batch=4)
     assert [row[0] for row in table.rows] == [16, 32]
-    assert all(row[1] >= 0 and row[3] > 0 for row in table.rows)
+    assert all(time > 0 for row in table.rows for time in row[1:])
 
 
 @pytest.mark.parametrize(

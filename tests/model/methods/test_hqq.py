@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -107,16 +105,6 @@ def test_threads_change_nothing():
     qlab.set_num_threads(None)
     assert np.array_equal(found[0].payload, found[1].payload)
     assert np.array_equal(found[0].scale, found[1].scale)
-
-
-def test_fast_enough():
-    weight = heavy_tailed(512, 1024)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        hqq.quantize_weight(weight, None, "uint4-b64-min")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 400e-9 * weight.numel()  # 75 ns on a quiet core; the original takes 650
 
 
 @pytest.mark.parametrize("option", [{"p": 0}, {"p": 2}, {"beta": 0}, {"kappa": 0.5}, {"iterations": -1}, {"iterations": 1.5}])
