@@ -52,8 +52,10 @@ def test_every_recipe(name, make, shape):
     if qlab.RECIPES[name].dtype is None:
         fake = qlab.quantize_model(model, recipe(name), [x[:4], x[4:]], fake=True, show=False)
         a, b = quantized(x), fake(x)
-        # a last bit of a layer's output may send an input of the next layer to the next code, in few places
-        assert ((a - b).abs() > 1e-5 * a.abs().max()).float().mean() < 0.3
+        inputs = qlab.RECIPES[name].activations
+        if inputs is None or inputs.when == "static":
+            # a last bit of a layer's output may send an input of the next layer to the next code, in few places
+            assert ((a - b).abs() > 1e-5 * a.abs().max()).float().mean() < 0.3
         assert sqnr(a, b) > NOISE[name] + 10 if name != "mxfp4" else sqnr(a, b) > 12
         layers = [m for m in quantized.modules() if isinstance(m, (QuantizedLinear, QuantizedConv))]
         assert layers
