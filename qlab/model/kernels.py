@@ -61,9 +61,9 @@ def _padded_matmul(x: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(x, weight.t())[:rows, :out]
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether a layer on this device is to use the kernels: on a CPU for which they are exact, outside of compile."""
-    return device.type == "cpu" and not torch.compiler.is_compiling() and _are_exact()
+def has_kernels(x: Tensor) -> bool:
+    """Whether a layer is to use the kernels for this input: on a CPU for which they are exact, outside of compile."""
+    return x.is_cpu and not torch.compiler.is_compiling() and _are_exact()
 
 
 @cache
@@ -91,6 +91,7 @@ class LinearKernel:
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.scale = torch.ops.onednn.qlinear_prepack(weight, None), scale.expand(len(weight)).contiguous()
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.most = torch.finfo(torch.float32).max / float(self.scale.max())
 
     def __call__(self, codes: Tensor, zero: int, scale: float | Tensor, bias: Tensor | None) -> Tensor:
         """Return outputs of shape (rows, out), float32.
@@ -105,9 +106,18 @@ class LinearKernel:
         bias : float32 tensor of shape (out,), or None
         """
         outputs: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-            codes, 1.0, zero, self.weight, self.scale * scale, self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+            codes, 1.0, zero, self.weight, self._times(scale), self.zeros, bias, 1.0, 0, torch.float32, "none", [], ""
         )
         return outputs
+
+    def _times(self, scale: float | Tensor) -> Tensor:
+        """The scales of the outputs: by NumPy in half the time, where it has no infinities to warn of."""
+        if isinstance(scale, float) and scale < self.most:
+            try:
+                return torch.from_numpy(self.scale.numpy() * scale)
+            except RuntimeError:  # inside of a transform of torch.func, tensors have no memory to lend
+                pass
+        return self.scale * scale
 
 
 class ConvKernel:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -139,11 +140,11 @@ class _Quantized(nn.Module):
             zero = -128 if zero is None else zero - 128
         return Steps(steps.to(torch.int8), scale, zero)
 
-    def _ready_kernel(self, device: torch.device, *, pays: bool = True) -> LinearKernel | ConvKernel | None:
+    def _ready_kernel(self, x: Tensor, *, pays: bool = True) -> LinearKernel | ConvKernel | None:
         """The CPU's kernel, if it pays and can do the product: it takes one scale for the whole input, in float32."""
         if not torch.compiler.is_compiling():
             _follow_codes(self)
-        if not pays or not self.one_scale or not has_kernels(device):
+        if not pays or not self.one_scale or not has_kernels(x):
             return None
         if self.kernel is None and self.weight.scale.dtype == torch.float32:  # type: ignore[union-attr]
             self.kernel = self._make_kernel()
@@ -155,9 +156,13 @@ class _Quantized(nn.Module):
     def _multiplied(self, kernel: LinearKernel | ConvKernel, x: Tensor, found: Scale) -> Tensor:
         """Outputs of the kernel, float32."""
         assert self.activations is not None
-        codes, zero = to_bytes(x, self.activations, found)
         bias = self._buffers["bias"]
-        return kernel(codes, zero, found.scale, None if bias is None else bias.float())
+        bias = None if bias is None else bias.float()
+        try:
+            return kernel(*to_bytes(x, self.activations, found), found.scale, bias)
+        except FloatingPointError:  # np.seterr asks for it, at results that are subnormal
+            with np.errstate(all="ignore"):
+                return kernel(*to_bytes(x, self.activations, found), found.scale, bias)
 
     def _rescaled(self, product: Tensor, scale: Tensor | float, zero: Tensor | float | None) -> Tensor:
         """Turn an exact product of codes, int32 of shape (rows, out), into outputs, float32."""
@@ -232,7 +237,7 @@ class QuantizedLinear(_Quantized):
             product = self._ready_product(x)
             return self._by_rows(x, bias) if product is None else product(x, bias)
         rows = self._scaled(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]))  # (rows, in)
-        kernel = self._ready_kernel(x.device, pays=rows.shape[0] > 1)  # one row is read past the weights as fast, or faster
+        kernel = self._ready_kernel(x, pays=rows.shape[0] > 1)  # one row is read past the weights as fast, or faster
         if kernel is not None:
             assert self.activations is not None
             outputs = self._multiplied(kernel, rows, find_scale(rows, self.activations, self.static))
@@ -314,7 +319,7 @@ class QuantizedConv(_Quantized):
             if len(self.kernel_size) == 1:
                 return functional.conv1d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
             return functional.conv2d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
-        kernel = self._ready_kernel(x.device)
+        kernel = self._ready_kernel(x)
         if kernel is not None:
             return self._by_images(kernel, x if self.pads_itself else self._padded(x)).to(x.dtype)
         codes, scale, zero = self._input_codes(self._padded(x))  # zero is a code of its own: the border is exact

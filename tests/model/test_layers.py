@@ -131,13 +131,20 @@ def test_bytes_are_the_steps(scheme):
     for zero in range(lowest, highest + 1) if acts.scheme.zero else (None,):
         for scale in (1.0, torch.tensor(0.25)):
             for x in (halves, nearly, far):
-                same(x * scale, Scale(scale, zero if zero is None else float(zero)))
+                found = Scale(scale, zero if zero is None else float(zero))
+                same(x * scale, found)
+                inside = x[(x > lowest - (zero or 0) - 0.5) & (x < highest - (zero or 0) + 0.5)]
+                if isinstance(scale, float):
+                    same(inside, found._replace(within=True))  # by NumPy, without clipping
     for power in range(-149, 120, 3):  # dynamic: none is beyond the ends
         x = torch.from_numpy(rng.standard_normal((4, 6, 5, 3)).astype(np.float32)) * 2.0**power + rng.integers(-1, 2) * 2.0**power
         codes = same(x, find_scale(x, acts, None))
         last = x.contiguous(memory_format=torch.channels_last)
         assert torch.equal(to_bytes(last, acts, find_scale(last, acts, None))[0], codes)
         assert torch.equal(to_bytes(x[::2, 1:], acts, find_scale(x, acts, None))[0], codes[::2, 1:])
+    large = torch.from_numpy(rng.standard_normal(2**18 + 1).astype(np.float32))  # by torch, on its threads
+    codes = same(large, find_scale(large, acts, None))
+    assert torch.equal(same(large[:-1], find_scale(large, acts, None)), codes[:-1])
 
 
 @pytest.mark.parametrize(
@@ -462,6 +469,18 @@ def test_gradients_of_torch_func_go_through_scales_that_are_found_anew(fake):
     x = torch.randn(3, 8)
     gradient = torch.func.grad(lambda x: layer(x).sum() + x.square().sum())(x)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_numpy_is_told_to_do_about_errors_changes_nothing():
+    """Subnormal steps, infinite outputs."""
+    x = torch.tensor([[1e30, 1e-20, 0.0], [0.0, -1e30, 2e-42]])
+    for weight in (1.0, 2e37):
+        layer = QuantizedLinear(qlab.quantize(torch.full((2, 3), weight), "int8-channel"), None, activations("int8-asym"))
+        want = layer(x)
+        assert torch.isfinite(want).all() == (weight == 1)
+        with np.errstate(all="raise"):
+            assert torch.equal(layer(x), want)
 
 
 @pytest.mark.filterwarnings("error")
