@@ -123,6 +123,10 @@ class LinearKernel:
 class ConvKernel:
     """The weights of a convolution, laid out for the CPU's kernel. Of one dimension, it is of images of height 1.
 
+    What oneDNN 3.12 gets wrong, on processors with AMX above all, is not asked of it. Gaps of dilated kernels are filled with
+    zeros; groups are convolved one after the other, but for those of one channel in and out; a column is given images that
+    are padded already; and where outputs are one place wide, they are made two.
+
     Parameters
     ----------
     weight : int8 tensor of shape (out, in / groups, *kernel)
@@ -130,7 +134,7 @@ class ConvKernel:
     scale : float32 tensor of shape () or (out,)
     stride, padding, dilation : tuple of int
         As `torch.nn.Conv2d` takes them, a number for each dimension. Padding is with the code of zero, and no window lies in it
-        alone: at such places oneDNN 3.12 may give garbage.
+        alone: at such places there may be garbage.
     groups : int
     """
 
@@ -138,14 +142,43 @@ class ConvKernel:
         self.line = weight.ndim == 3
         if self.line:
             weight, stride, padding, dilation = weight.unsqueeze(-2), (1, *stride), (0, *padding), (1, *dilation)
-        self.how = (list(stride), list(padding), list(dilation), groups)
-        self.scale, self.zeros = scale.expand(len(weight)).contiguous(), torch.zeros(len(weight), dtype=torch.int32)
-        self.weight = torch.ops.onednn.qconv_prepack(weight, self.scale, 1.0, 0, *self.how, None)
+        weight = _filled(weight, dilation)
+        self.above, self.width = (padding[0] if weight.shape[-1] == 1 else 0), weight.shape[-1]
+        self.parts = 1 if groups == weight.shape[0] and weight.shape[1] == 1 else groups
+        self.how = (list(stride), [padding[0] - self.above, padding[1]], [1, 1], groups // self.parts)
+        self.scale = scale.expand(len(weight)).contiguous()
+        self.weights = [
+            torch.ops.onednn.qconv_prepack(part, of_part, 1.0, 0, *self.how, None)
+            for part, of_part in zip(weight.chunk(self.parts), self.scale.chunk(self.parts), strict=True)
+        ]
+        self.zeros = torch.zeros(len(weight) // self.parts, dtype=torch.int32)
 
     def __call__(self, codes: Tensor, zero: int, scale: float | Tensor, bias: Tensor | None) -> Tensor:
         """Return outputs of shape (n, out, *size), channels last in memory, of codes of shape (n, in, *size)."""
-        images = (codes.unsqueeze(-2) if self.line else codes).contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = torch.ops.onednn.qconv_pointwise.default(
-            images, 1.0, zero, self.weight, self.scale * scale, self.zeros, bias, *self.how, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return outputs.squeeze(-2) if self.line else outputs
+        codes = codes.unsqueeze(-2) if self.line else codes
+        (_, stride), (_, beside), *_ = self.how
+        beyond = codes.shape[-1] + 2 * beside - self.width  # the places to which a window can move
+        narrow = self.width > 1 and beyond < stride
+        if self.above or narrow:
+            codes = functional.pad(codes, (0, stride - beyond if narrow else 0, self.above, self.above), value=zero)
+        scales = (self.scale * scale).chunk(self.parts)
+        biases = (None,) * self.parts if bias is None else bias.chunk(self.parts)
+        outputs = [
+            torch.ops.onednn.qconv_pointwise.default(
+                part.contiguous(memory_format=torch.channels_last), 1.0, zero, weight, of_part, self.zeros, added, *self.how,
+                1.0, 0, torch.float32, "none", [], "",
+            )
+            for part, weight, of_part, added in zip(codes.chunk(self.parts, 1), self.weights, scales, biases, strict=True)
+        ]  # fmt: skip
+        found = outputs[0] if self.parts == 1 else torch.cat(outputs, 1)
+        found = found[..., :1] if narrow else found
+        return found.squeeze(-2) if self.line else found
+
+
+def _filled(weight: Tensor, dilation: Any) -> Tensor:
+    """The same kernels without gaps: where they had them, there are zeros."""
+    down, across = dilation
+    *lead, height, width = weight.shape
+    filled = weight.new_zeros(*lead, down * (height - 1) + 1, across * (width - 1) + 1)
+    filled[..., ::down, ::across] = weight
+    return filled

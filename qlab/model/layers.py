@@ -34,6 +34,8 @@ _LONGEST = (2**31 - 1) // (255 * 128)
 """Products of as many 8-bit integers, less zero points, add up to what 32 bits hold."""
 _IMAGES = 2**18
 """Elements that a convolution takes at once."""
+_WIDEST = 15
+"""Up to so wide a dilated kernel is filled with zeros; beyond, it is multiplied window by window."""
 
 
 def _follow_codes(layer: _Quantized, _: Any = None) -> None:
@@ -303,6 +305,7 @@ class QuantizedConv(_Quantized):
         reach = [dilation * (kernel - 1) for kernel, dilation in zip(self.kernel_size, self.dilation, strict=True)]
         even = self.padding_mode == "constant" and self.padding[::-2] == self.padding[-2::-2]
         self.pads_itself = even and all(p <= r for p, r in zip(self.padding[::-2], reach, strict=True))  # the kernel does
+        self.gaps_fit = all(step == 1 for step in self.dilation) or max(reach) < _WIDEST
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as floats, shape (out, in / groups, *kernel)."""
@@ -319,7 +322,7 @@ class QuantizedConv(_Quantized):
             if len(self.kernel_size) == 1:
                 return functional.conv1d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
             return functional.conv2d(x, self.weights(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
-        kernel = self._ready_kernel(x)
+        kernel = self._ready_kernel(x, pays=self.gaps_fit)
         if kernel is not None:
             return self._by_images(kernel, x if self.pads_itself else self._padded(x)).to(x.dtype)
         codes, scale, zero = self._input_codes(self._padded(x))  # zero is a code of its own: the border is exact

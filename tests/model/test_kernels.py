@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import qlab
 from qlab.model import kernels
+from qlab.model.inputs import find_steps
 from qlab.model.kernels import ConvKernel, LinearKernel
 from qlab.model.layers import QuantizedConv, QuantizedLinear, _follow_codes
 
@@ -46,21 +47,48 @@ def test_linear_kernel_rounds_the_exact_sum_once(rows, size, out, zero, seed):
 @given(st.data())
 def test_conv_kernel_rounds_the_exact_sum_once(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    dims, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2, 3]))
-    n, into, out = data.draw(st.integers(1, 3)), groups * data.draw(st.integers(1, 3)), groups * data.draw(st.integers(1, 3))
-    each = {
-        name: tuple(data.draw(st.integers(low, 3)) for _ in range(dims))
-        for name, low in (("k", 1), ("s", 1), ("d", 1))
-    }
-    each["p"] = tuple(data.draw(st.integers(0, d * (k - 1))) for d, k in zip(each["d"], each["k"], strict=True))
+    dims, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 1, 2, 3, 32]))
+    most = 40 if groups < 32 else 2
+    n, into, out = data.draw(st.integers(1, 3)), *(groups * data.draw(st.integers(1, most)) for _ in range(2))
+    k, s = (tuple(data.draw(st.integers(1, most)) for _ in range(dims)) for most in (5, 3))
+    d = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
+    reach = [step * (width - 1) for step, width in zip(d, k, strict=True)]
+    p = tuple(data.draw(st.integers(0, most)) for most in reach)
+    size = tuple(data.draw(st.integers(1, 20)) + most for most in reach)
     zero = data.draw(st.integers(0, 255))
-    x, w = codes_of(rng, n, into, *(7,) * dims), weights_of(rng, out, into // groups, *each["k"])
+    x, w = codes_of(rng, n, into, *size), weights_of(rng, out, into // groups, *k)
     scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))
     conv = functional.conv1d if dims == 1 else functional.conv2d
-    exact = conv(x.double() - zero, w.double(), None, each["s"], each["p"], each["d"], groups).float()
+    exact = conv(x.double() - zero, w.double(), None, s, p, d, groups).float()
     column = (-1,) + (1,) * dims
-    found = ConvKernel(w, scale, each["s"], each["p"], each["d"], groups)(x, zero, 0.3, bias)
+    found = ConvKernel(w, scale, s, p, d, groups)(x, zero, 0.3, bias)
     assert torch.equal(found, exact * (scale * 0.3).view(column) + bias.view(column))
+
+
+# batch, channels in and out of a group, groups, kernel, stride, padding, dilation, size of the image
+ONEDNN_IS_WRONG = [
+    (2, 3, 6, 2, (1, 3), (1, 3), (0, 0), (1, 3), (7, 7)), (1, 28, 20, 3, (2, 3), (2, 3), (0, 0), (1, 1), (7, 7)),
+    (1, 1, 1, 1, (1, 3), (1, 2), (0, 0), (3, 3), (7, 7)), (1, 80, 80, 2, (1, 2), (3, 1), (0, 0), (1, 1), (8, 16)),
+    (1, 16, 16, 1, (2, 1), (1, 1), (1, 0), (1, 1), (7, 16)), (2, 16, 32, 1, (3, 2), (3, 2), (2, 0), (1, 1), (24, 3)),
+    (3, 1, 46, 8, (4, 2), (2, 2), (2, 0), (2, 1), (22, 4)), (2, 62, 35, 1, (2, 3), (3, 1), (1, 2), (3, 2), (2, 19)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONEDNN_IS_WRONG)
+def test_convolutions_that_onednn_gets_wrong(case):
+    """Garbage, an error, or the end of the process, of oneDNN 3.12 with AMX: layers give what integers give."""
+    n, into, out, groups, k, s, p, d, size = case
+    conv = nn.Conv2d(into * groups, out * groups, k, s, p, d, groups)
+    weight = qlab.quantize(conv.weight.detach().flatten(1), "int8-channel")
+    layer = QuantizedConv(conv, weight, activations=qlab.Activations("int8-asym"))
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 1, (n, into * groups, *size)).astype(np.float32))
+    found = find_steps(x, layer.activations, None)
+    codes = weight.codes().view(torch.int8).reshape(conv.weight.shape)
+    sums = functional.conv2d(found.steps.double() - found.zero, codes.double(), None, s, p, d, groups).float()
+    scale = torch.as_tensor(weight.scale).reshape(-1) * found.scale
+    want = sums * scale.view(-1, 1, 1) + conv.bias.detach().view(-1, 1, 1)
+    for _ in range(3):
+        assert torch.equal(layer(x), want)
 
 
 @pytest.mark.parametrize("padding", [(2, 0), (3, 0), (0, 3), (3, 3), (3, 1)])
