@@ -107,7 +107,7 @@ def quantize_model(
     Tolerance: codes are exact for ``rtn``; the other methods search. The same seed and data give the same bits.
 
     Less memory is not always less time. On a CPU (``make bench``) integers make linear layers of 1024 and more three to ten
-    times as fast as float32 and convolutions of 3x3 up to twice; convolutions of 1x1 and depthwise ones take up to three times
+    times as fast as float32 and convolutions of 3x3 up to twice; those of 1x1 and in groups take up to three times
     as long, and weights that are brought back on the fly about twice.
 
     Book: chapter 12.
