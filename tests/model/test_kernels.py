@@ -50,11 +50,10 @@ def test_conv_kernel_rounds_the_exact_sum_once(data):
     dims, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 1, 2, 3, 32]))
     most = 40 if groups < 32 else 2
     n, into, out = data.draw(st.integers(1, 3)), *(groups * data.draw(st.integers(1, most)) for _ in range(2))
-    k, s = (tuple(data.draw(st.integers(1, most)) for _ in range(dims)) for most in (5, 3))
-    d = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
+    k, s, d = (tuple(data.draw(st.integers(1, largest)) for _ in range(dims)) for largest in (5, 3, 3))
     reach = [step * (width - 1) for step, width in zip(d, k, strict=True)]
-    p = tuple(data.draw(st.integers(0, most)) for most in reach)
-    size = tuple(data.draw(st.integers(1, 20)) + most for most in reach)
+    p = tuple(data.draw(st.integers(0, each)) for each in reach)
+    size = tuple(data.draw(st.integers(1, 20)) + each for each in reach)
     zero = data.draw(st.integers(0, 255))
     x, w = codes_of(rng, n, into, *size), weights_of(rng, out, into // groups, *k)
     scale, bias = (torch.from_numpy(rng.random(out).astype(np.float32)) for _ in range(2))

@@ -76,21 +76,24 @@ def quantized(network: tuple, recipe: qlab.Recipe) -> float:
 
 
 def test_two_bits_trained_are_far_above_two_bits_rounded(network):
-    """By the same scheme, whose scales are of the largest weights: of 12 seeds 91 to 96 % where rounding leaves 26 to 65."""
-    assert retrained(network, static(2), 4) > max(quantized(network, static(2)) + 5, 85)
+    """By the same scheme, whose scales are of the largest weights: of 12 seeds 91 to 96 % where rounding leaves 26 to 67."""
+    assert retrained(network, static(2), 4) > max(quantized(network, static(2)) + 20, 90)
 
 
 def test_two_bits_trained_hold_out_against_the_best_that_rounding_can_do():
     """Scales of least squared error alone leave 88 to 96 %, GPTQ with them 96 to 98; trained with them 97 to 98.
 
-    Which is the better of the latter two changes from seed to seed, and seeds are others on another processor; in the mean of
-    12 training gains half a point.
+    Which of the latter two is better changes from seed to seed, so that it is asked of the mean; of each where steps are learned.
     """
-    networks = [trained_network(seed) for seed in range(3)]
-    trained = [retrained(each, static(2, "-mse"), 10, freeze_after=6 * 19) for each in networks]
-    assert min(trained) > 95
-    assert mean(trained) > mean(quantized(each, static(2, "-mse")) for each in networks) + 0.5
-    assert mean(trained) > mean(quantized(each, static(2, "-mse", "gptq")) for each in networks) - 1
+    gains = []
+    for network in map(trained_network, range(3)):
+        plain, best = (quantized(network, static(2, "-mse", method)) for method in ("rtn", "gptq"))
+        trained = retrained(network, static(2, "-mse"), 10, freeze_after=6 * 19)
+        assert trained > plain + 0.5
+        assert trained > 96.5
+        gains.append(trained - best)
+        assert retrained(network, static(2, "-mse"), 20, steps="lsq", freeze_after=12 * 19) > best - 0.5
+    assert mean(gains) > -0.5
 
 
 def test_three_bits_with_learned_steps_are_within_a_point(network):

@@ -40,6 +40,18 @@ def outputs_of(model, x):
     return model(x.to(dtype)).float()
 
 
+def layers_side_by_side(quantized, fake, x):
+    """Each layer of both models, and the input that it is given in the first."""
+    given = {}
+    layers = {n: m for n, m in quantized.named_modules() if isinstance(m, (QuantizedLinear, QuantizedConv))}
+    hooks = [m.register_forward_pre_hook(lambda _, inputs, n=n: given.setdefault(n, inputs[0])) for n, m in layers.items()]
+    quantized(x)
+    for hook in hooks:
+        hook.remove()
+    assert given.keys() == layers.keys()
+    return [(layers[n], fake.get_submodule(n), given[n]) for n in layers]
+
+
 @pytest.mark.parametrize("name", qlab.RECIPES)
 @pytest.mark.parametrize("make, shape", [(mlp, (32, 64)), (cnn, (8, 3, 16, 16)), (qlab.data.digits_transformer, (32, 64))])
 def test_every_recipe(name, make, shape):
@@ -52,9 +64,13 @@ def test_every_recipe(name, make, shape):
     if qlab.RECIPES[name].dtype is None:
         fake = qlab.quantize_model(model, recipe(name), [x[:4], x[4:]], fake=True, show=False)
         a, b = quantized(x), fake(x)
+        for one, other, given in layers_side_by_side(quantized, fake, x):
+            found, wanted = one(given), other(given)
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
         inputs = qlab.RECIPES[name].activations
-        if inputs is None or inputs.when == "static":
-            # a last bit of a layer's output may send an input of the next layer to the next code, in few places
+        if make in (mlp, cnn) or inputs is None or inputs.when == "static":
+            # a last bit of a layer's output may send an input of the next layer to the next code, in few places; and a scale
+            # that is found anew to another, which moves all codes: of what a processor trains, that cannot be known before
             assert ((a - b).abs() > 1e-5 * a.abs().max()).float().mean() < 0.3
         assert sqnr(a, b) > NOISE[name] + 10 if name != "mxfp4" else sqnr(a, b) > 12
         layers = [m for m in quantized.modules() if isinstance(m, (QuantizedLinear, QuantizedConv))]
@@ -367,28 +383,28 @@ def test_after_a_refusal_the_model_is_as_it_was():
 # --- on digits -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make", [qlab.data.digits_mlp, qlab.data.digits_cnn, qlab.data.digits_transformer])
 def test_digits(make):
-    """Each loses less than half a point by int8, and than a point by GPTQ; less than a point in the mean by rounding to 4 bits.
+    """Each network loses less than a point by 4-bit integers, by either method; by NF4 the mean of three seeds does.
 
-    Another processor trains other networks: of 12 seeds, the standard deviation of these losses is at most 0.3.
+    Another processor trains other networks; the bounds hold for each of 12 seeds, and NF4's with 0.5 to spare.
     """
     data = qlab.data.digits()
     x, y = torch.from_numpy(data.test_x), torch.from_numpy(np.asarray(data.test_y))
     batches = list(torch.from_numpy(data.train_x[:256]).split(64))
-    gptq = qlab.Recipe(weights="int4-b32/f16", method="gptq", min_size=2**10)
+    gptq = qlab.Recipe(weights="int4-b32/f16", method="gptq")
 
     def accuracy(network):
         return 100 * float((network(x).argmax(1) == y).double().mean())
 
-    lost = {"weight_only_int4": [], "weight_only_nf4": []}
+    rounded = []
     for seed in range(3):
         model = make(seed).requires_grad_(False)
         full = accuracy(model)
         assert full > 95
         assert accuracy(qlab.quantize_model(model, "static_int8", batches, show=False)) >= full - 0.5
         assert accuracy(qlab.quantize_model(model, gptq, batches, show=False)) >= full - 1
-        for name, each in lost.items():
-            each.append(full - accuracy(qlab.quantize_model(model, name, show=False)))
-    assert all(np.mean(each) <= 1 for each in lost.values()), lost
+        assert accuracy(qlab.quantize_model(model, "weight_only_int4", show=False)) >= full - 1
+        rounded.append(accuracy(qlab.quantize_model(model, "weight_only_nf4", show=False)) - full)
+    assert np.mean(rounded) >= -1
 
 
 def test_hooks_go_over_to_the_new_layers():

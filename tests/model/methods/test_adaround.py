@@ -40,7 +40,7 @@ def test_each_weight_goes_up_or_down(scheme):
 def test_near_the_best_of_all_choices():
     torch.manual_seed(0)
     ratios, plain = [], []
-    for _ in range(24):
+    for _ in range(8):
         weight, x = torch.randn(1, 10), torch.randn(40, 5) @ torch.randn(5, 10) + 0.3 * torch.randn(40, 10)
         grid = Grid(weight.numpy(), "int3-channel")
         low, high = (grid.values(codes, grid.scale, None)[0] for codes in grid.neighbours(weight.numpy(), grid.scale, None))
@@ -50,7 +50,7 @@ def test_near_the_best_of_all_choices():
         assert found >= errors.min() * 0.999
         ratios.append(found / errors.min())
         plain.append(output_error(rtn.quantize_weight(weight, None, "int3-channel"), weight, x) / errors.min())
-    assert np.median(ratios) < 0.6 * np.median(plain)
+    assert np.median(ratios) < 0.4 * np.median(plain)
 
 
 @pytest.mark.parametrize("scheme", ["int4-channel", "int3-channel"])
